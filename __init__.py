@@ -1,0 +1,1 @@
+"""svrt: describe a sports clip in words, on a small computer."""
