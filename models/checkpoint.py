@@ -37,7 +37,7 @@ class Checkpoint:
 
     def _locate(self) -> dict[str, Path]:
         if self.path.suffix in PICKLE_SUFFIXES:
-            raise CheckpointError(f"{self.path}: pickled checkpoints can run code when read; convert it to .safetensors")
+            raise CheckpointError(f"{self.path}: a pickle can run code when it is read; convert it to safetensors")
         if self.path.is_file():
             return dict.fromkeys(self._names_in(self.path), self.path)
         if not self.path.is_dir():
@@ -102,14 +102,14 @@ class Checkpoint:
 
         Raises `CheckpointError` where it is missing or has another shape than `shape`.
         """
-        array = self._handle(name).get_tensor(name)
+        array: np.ndarray = self._handle(name).get_tensor(name)
         if shape is not None and array.shape != shape:
             raise CheckpointError(f"{self.path}: tensor {name!r} is {list(array.shape)}, expected {list(shape)}")
         return array
 
     def float32(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """One tensor as float32; see `tensor`."""
-        return self.tensor(name, shape).astype(np.float32)
+        return np.asarray(self.tensor(name, shape), dtype=np.float32)
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file beside the tensors, such as `config.json` or `adapter_config.json`.

@@ -1,0 +1,290 @@
+"""The bundle: a folder that holds everything the runtime needs, and `bundle.json`, which says what that is.
+
+This is the one contract between the exporter and the runtime. A bundle is written into a hidden folder beside its
+place and renamed, so it is whole or absent; and it is read only if its schema, sizes and hashes are right.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .errors import BundleError, OutputError, SvrtError
+from .records import from_json
+
+MANIFEST = "bundle.json"
+SCHEMA = 1
+VGG16, ENCODER, DECODER = "vgg16.onnx", "encoder.onnx", "decoder.gguf"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph; a string in `shape` is a dimension left to the caller."""
+
+    name: str
+    shape: list[int | str]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a bundle. `bytes` and `sha256` are of the file; `precision` is fp32, fp16, q8_0, ..."""
+
+    bytes: int
+    sha256: str
+    precision: str
+    inputs: list[TensorSpec] = field(default_factory=list)
+    outputs: list[TensorSpec] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported component is from its float32 reference, measured at export.
+
+    `relative_error` is the L2 norm of the difference over that of the reference; `cosine` is of the flattened outputs.
+    `reference` and `data` say what was compared with what.
+    """
+
+    relative_error: float
+    cosine: float
+    reference: str
+    data: str
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """How keyframes are chosen: see `svrt.runtime.sampler`. `size` is VGG-16's square input in pixels."""
+
+    keyframes: int
+    candidates: int
+    wavelet: str
+    level: int
+    size: int
+    seed: int
+    channels: Literal["rgb", "bgr"]
+    scale: float
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What the encoder reads: `frames` keyframes of `size` x `size` pixels, and the grid of tokens it gives.
+
+    `fit` and `resize` are those of `svrt.kernels.preprocess.fit_square`.
+    """
+
+    frames: int
+    size: int
+    fit: Literal["crop", "stretch"]
+    resize: int
+    token_grid: list[int]
+    scale: float
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """What the decoder is told around the video tokens, and how long it may answer (`max_tokens`)."""
+
+    prefix: str
+    suffix: str
+    max_tokens: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `bundle.json`. `provenance` maps each source of the recipe to the sha256 of what was read."""
+
+    schema: int
+    name: str
+    svrt: str
+    sampler: SamplerSpec
+    encoder: EncoderSpec
+    decoder: DecoderSpec
+    files: dict[str, FileRecord]
+    provenance: dict[str, str]
+    parity: dict[str, Parity]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk. `sha256` is that of `bundle.json`, which names every other file's hash."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    @classmethod
+    def load(cls, path: Path | str, verify: bool = True) -> Bundle:
+        """Read a bundle, and check the size and hash of every file unless `verify` is False.
+
+        Raises `BundleError` naming the file that is missing, altered, or of another schema.
+        """
+        bundle = cls._read(Path(path))
+        bundle.check_sizes()
+        if verify:
+            bundle.check_hashes()
+        return bundle
+
+    @classmethod
+    def _read(cls, path: Path) -> Bundle:
+        file = path / MANIFEST
+        try:
+            text = file.read_bytes()
+            values = json.loads(text)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BundleError(f"{path}: not a bundle (no {MANIFEST}); make one with `svrt export --out`") from None
+        except OSError as exc:
+            raise BundleError(f"{file}: cannot be read: {exc.strerror}") from exc
+        except ValueError as exc:
+            raise BundleError(f"{file}: not JSON ({exc}); export the bundle again") from exc
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != SCHEMA:
+            raise BundleError(f"{file}: schema {schema!r}, this svrt reads {SCHEMA}; export the bundle again")
+        try:
+            manifest = from_json(Manifest, values, "")
+        except SvrtError as exc:
+            raise BundleError(f"{file}: {exc}; export the bundle again") from None
+        for name in (VGG16, ENCODER, DECODER):
+            if name not in manifest.files:
+                raise BundleError(f"{file}: lists no {name}; export the bundle again")
+        for name in manifest.files:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise BundleError(f"{file}: lists {name!r}, which is outside the bundle")
+        return cls(path, manifest, hashlib.sha256(text).hexdigest())
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.path / name
+
+    def check_sizes(self) -> None:
+        """Raise `BundleError` for the first file that is missing or has another size than the manifest says."""
+        for name, record in self.manifest.files.items():
+            file = self.file(name)
+            try:
+                size = file.stat().st_size
+            except OSError:
+                raise BundleError(f"{file}: missing from the bundle; export it again") from None
+            if size != record.bytes:
+                raise BundleError(f"{file}: {size} bytes, the manifest says {record.bytes}; export the bundle again")
+
+    def check_hashes(self) -> None:
+        """Raise `BundleError` for the first file whose sha256 differs from the manifest's."""
+        records = self.manifest.files
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            found = pool.map(lambda name: sha256_of(self.file(name)), records)
+            for (name, record), digest in zip(records.items(), found, strict=True):
+                if digest != record.sha256:
+                    raise BundleError(f"{self.file(name)}: sha256 is not the manifest's; export the bundle again")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read 1 MiB at a time; raises `BundleError` where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as exc:
+        raise BundleError(f"{path}: cannot be read: {exc.strerror}") from exc
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `bundle.json`; the same manifest always gives the same bytes."""
+    text = json.dumps(asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out` when the block ends well, and is removed when it does not.
+
+    It lies beside `out` as `.NAME.partial` and is locked, so a second writer waits, and what a killed one left is
+    cleared by the next. Everything is on disk before the rename. An older bundle at `out` is replaced; anything else
+    there is refused.
+
+    Raises `OutputError` where the place cannot be written or holds something that is not a bundle.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow a link that is to be replaced
+    _refuse_to_replace(out)
+    try:
+        partial, lock = _lock_partial(out)
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot write there: {exc.strerror}") from exc
+    try:
+        yield partial
+        _sync(partial)
+        _move_into_place(partial, out)
+    except BaseException as exc:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(exc, OSError):
+            raise OutputError(f"{out}: cannot write there: {exc.strerror or exc}") from exc
+        raise
+    finally:
+        os.close(lock)
+
+
+def _refuse_to_replace(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: exists and is not a folder; choose another place")
+    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        raise OutputError(f"{out}: holds files that are not a bundle; choose an empty or new folder")
+
+
+def _lock_partial(out: Path) -> tuple[Path, int]:
+    """Make and lock the folder beside `out`, empty. The lock follows the inode, so check that it is still in place."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    while True:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(lock), partial.stat()):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(lock)
+    for left in partial.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return partial, lock
+
+
+def _move_into_place(partial: Path, out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        old = out.with_name(f".{out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(out)
+    _sync_one(out.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's files to the disk: after a power cut a rename must not outlive what it renamed."""
+    for path in sorted(folder.rglob("*")):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,193 @@
+"""The command line: `svrt export`, `svrt describe`, `svrt verify`.
+
+Exit codes: 0 success, 2 something the user can mend (one line on stderr says what), 130 Ctrl-C. What a command needs is
+imported inside it, so `svrt --help` is quick and `svrt describe` never loads the exporter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from .errors import ClipError, OutputError, SvrtError
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .runtime.pipeline import Description, Pipeline
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _say(text: str) -> None:
+    """A line for a person, on stderr: stdout is the result's."""
+    print(f"svrt: {text}", file=sys.stderr, flush=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"svrt {version('svrt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Describe a sports clip in words, on a small computer."""
+
+
+_EXPORT_EXAMPLES = """
+[bold]Examples[/bold]
+
+  svrt export --out pocket-bundle
+  svrt export my-recipe.toml --out /data/bundles/gym
+"""
+
+
+@app.command(epilog=_EXPORT_EXAMPLES)
+def export(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; a bundle there is replaced.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="[RECIPE]", help="A built-in recipe (pocket) or a TOML file.")
+    ] = "pocket",
+) -> None:
+    """Turn checkpoints into a bundle: VGG-16 and encoder as ONNX, LoRA merged into a quantized GGUF."""
+    try:
+        from .exporter.export import export as run
+        from .exporter.recipe import read_recipe
+        from .exporter.report import ExportDisplay
+    except ImportError as exc:
+        raise SvrtError(f"export needs {exc.name}, which is not installed; run: pip install 'svrt[export]'") from exc
+    with ExportDisplay() as display:
+        bundle = run(read_recipe(recipe), out, display.report)
+    display.summary(bundle)
+
+
+_DESCRIBE_EXAMPLES = """
+[bold]Examples[/bold]
+
+  svrt describe shot.mp4
+  svrt describe shot.mp4 --keyframes shot.png
+  svrt describe court/*.mp4 --json > court.jsonl
+  svrt describe shot.mp4 --bundle /data/bundles/gym --max-tokens 40
+"""
+
+
+@app.command(epilog=_DESCRIBE_EXAMPLES)
+def describe(
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Video files.", show_default=False)],
+    bundle: Annotated[
+        Optional[Path],  # noqa: UP045  typer reads this annotation on Python 3.10
+        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per clip, a line each.")] = False,
+    keyframes: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--keyframes", metavar="OUT.png", help="Draw the keyframes with their times; one clip only."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", metavar="NAME", help="What runs the graphs: auto, onnxruntime.")
+    ] = "auto",
+    max_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--max-tokens", min=1, metavar="N", help="Longest text, in tokens; the bundle's limit if not given."
+        ),
+    ] = None,
+) -> None:
+    """Describe clips in words. The text goes to stdout, everything else to stderr."""
+    from .runtime.contact_sheet import check_writable, write_contact_sheet
+    from .runtime.engines import check_backend
+    from .runtime.pipeline import Pipeline
+
+    check_backend(backend)
+    if keyframes is not None:
+        if len(clips) > 1:
+            raise OutputError(f"{keyframes}: one contact sheet holds one clip; {len(clips)} clips were given")
+        check_writable(keyframes)
+    failed = 0
+    with Pipeline(_open_bundle(bundle), backend=backend, max_tokens=max_tokens) as pipeline:
+        for clip in clips:
+            try:
+                found = _describe_one(pipeline, clip, as_json, named=len(clips) > 1)
+            except ClipError as exc:  # one bad clip does not stop the others
+                _say(f"error: {exc}")
+                failed += 1
+                continue
+            if keyframes is not None:
+                write_contact_sheet(found, keyframes)
+    if failed:
+        if len(clips) > 1:
+            _say(f"{failed} of {len(clips)} clips could not be described")
+        raise typer.Exit(ClipError.exit_code)
+
+
+def _open_bundle(path: Path | None) -> Bundle:
+    if path is None:
+        from .cache import built_in_bundle
+
+        return built_in_bundle(_say)
+    from .bundle import Bundle
+
+    return Bundle.load(path)
+
+
+def _describe_one(pipeline: Pipeline, clip: Path, as_json: bool, named: bool) -> Description:
+    """Describe one clip and print it: as JSON when done, or as text while it is generated."""
+    opening = f"{clip}: " if named else ""
+
+    def show(text: str) -> None:
+        nonlocal opening
+        print(opening + text, end="", flush=True)
+        opening = ""
+
+    found = pipeline.describe(clip, on_text=None if as_json else show)
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False), flush=True)
+    else:
+        print(flush=True)
+        _say(_figures(found))
+    for warning in found.warnings:
+        _say(f"warning: {warning}")
+    return found
+
+
+def _figures(found: Description) -> str:
+    ms, times = found.timings_ms, found.keyframes
+    return (
+        f"{len(times)} keyframes from {times[0].time_s:.2f} s to {times[-1].time_s:.2f} s; "
+        f"decode {ms.decode:.0f}, sample {ms.sample:.0f}, encode {ms.encode:.0f}, prefill {ms.prefill:.0f}, "
+        f"generate {ms.generate:.0f}, total {ms.total:.0f} ms"
+    )
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  svrt verify pocket-bundle")
+def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]) -> None:
+    """Check a bundle: schema, and the size and sha256 of every file."""
+    from .bundle import Bundle
+
+    found = Bundle.load(bundle)
+    total = sum(record.bytes for record in found.manifest.files.values())
+    print(
+        f"{bundle}: whole; {found.manifest.name}, {len(found.manifest.files)} files, {total / 1e6:.1f} MB, {found.sha256}"
+    )
+
+
+def main() -> None:
+    """Entry point: runs a command and turns what a user can mend into one line and an exit code."""
+    try:
+        app()
+    except SvrtError as exc:
+        _say(f"error: {exc}")
+        sys.exit(exc.exit_code)

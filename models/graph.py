@@ -1,0 +1,146 @@
+"""Writing an ONNX graph by hand: nodes, constants and their types, with names a reader can follow.
+
+Opset 17 (the first with LayerNormalization) is read by ONNX Runtime, OpenVINO and TensorRT 10.3 to 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+Precision = Literal["fp32", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+
+OPSET = 17
+IR_VERSION = 8  # what opset 17 was released with: older runtimes on a board accept it
+INLINE_LIMIT = 1_600_000_000  # bytes; a protobuf message ends at 2 GiB, so larger weights go to a file beside it
+
+_ONNX_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
+
+
+class Graph:
+    """An ONNX graph under construction. Methods return the name of the value they make.
+
+    `precision` is the type of matrix products: with "fp16" their weights and operands are float16 while LayerNorm,
+    softmax and the residual stream stay float32, written as explicit casts so that a strongly typed TensorRT network
+    keeps them.
+    """
+
+    def __init__(self, name: str, precision: Precision = "fp32") -> None:
+        self.name = name
+        self.precision = precision
+        self.matmul_dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._scope: list[str] = []
+        self._serial: dict[str, int] = {}
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names made inside, as modules do: `layer.3/attention/...`."""
+        self._scope.append(name)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    def _unique(self, stem: str) -> str:
+        path = "/".join([*self._scope, stem])
+        serial = self._serial.get(path, 0)
+        self._serial[path] = serial + 1
+        return path if serial == 0 else f"{path}.{serial}"
+
+    def input(self, name: str, shape: Sequence[int | str]) -> str:
+        """A float32 input; a string in `shape` is a dimension left to the caller, such as the batch."""
+        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
+        return name
+
+    def output(self, value: str, name: str, shape: Sequence[int | str]) -> None:
+        """Give `value` out as the float32 output `name`."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
+
+    def constant(self, array: np.ndarray, stem: str) -> str:
+        """A baked tensor: weights, tables (in their own dtype) or shapes (int64)."""
+        name = self._unique(stem)
+        self._constants.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def node(self, op: str, inputs: Sequence[str], stem: str | None = None, **attributes: Any) -> str:
+        """One node with one output."""
+        return self.nodes(op, inputs, 1, stem, **attributes)[0]
+
+    def nodes(
+        self, op: str, inputs: Sequence[str], count: int, stem: str | None = None, **attributes: Any
+    ) -> list[str]:
+        """One node with `count` outputs."""
+        name = self._unique(stem or op.lower())
+        outputs = [name] if count == 1 else [f"{name}:{index}" for index in range(count)]
+        self._nodes.append(helper.make_node(op, list(inputs), outputs, name=name, **attributes))
+        return outputs
+
+    def cast(self, value: str, dtype: np.dtype) -> str:
+        """Cast where matrix products are float16; nothing where everything is float32."""
+        if self.precision == "fp32":
+            return value
+        return self.node("Cast", [value], to=_ONNX_TYPES[dtype])
+
+    def reshape(self, value: str, shape: Sequence[int]) -> str:
+        """Reshape to a shape known now; one entry may be -1."""
+        return self.node("Reshape", [value, self.constant(np.array(shape, np.int64), "shape")])
+
+    def linear(self, value: str, weight: np.ndarray, bias: np.ndarray | None, stem: str) -> str:
+        """`value @ weight.T + bias` in the precision of matrix products; `weight` is [out, in], as in checkpoints."""
+        product = self.node(
+            "MatMul", [value, self.constant(weight.T.astype(self.matmul_dtype), f"{stem}.weight")], stem
+        )
+        if bias is None:
+            return product
+        return self.node("Add", [product, self.constant(bias.astype(self.matmul_dtype), f"{stem}.bias")], f"{stem}.add")
+
+    def layer_norm(self, value: str, weight: np.ndarray, bias: np.ndarray, epsilon: float, stem: str) -> str:
+        """LayerNorm over the last axis, in float32 in and out."""
+        constants = [
+            self.constant(weight.astype(np.float32), f"{stem}.weight"),
+            self.constant(bias.astype(np.float32), f"{stem}.bias"),
+        ]
+        return self.node("LayerNormalization", [value, *constants], stem, axis=-1, epsilon=epsilon)
+
+    def gelu(self, value: str) -> str:
+        """Exact GELU by Erf: runtimes fuse these five nodes, and the Gelu operator itself needs opset 20."""
+        half = self.constant(np.array(0.5, self.matmul_dtype), "half")
+        one = self.constant(np.array(1.0, self.matmul_dtype), "one")
+        root = self.constant(np.array(np.sqrt(2.0), self.matmul_dtype), "sqrt2")
+        erf = self.node("Erf", [self.node("Div", [value, root])])
+        return self.node("Mul", [self.node("Mul", [value, self.node("Add", [erf, one])]), half])
+
+    def model(self) -> onnx.ModelProto:
+        """The finished model, with its types checked by ONNX's own inference."""
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opset, producer_name="svrt", ir_version=IR_VERSION)
+
+    def save(self, path: Path) -> list[Path]:
+        """Write the model to `path`; returns the files written.
+
+        Weights stay inside the file up to `INLINE_LIMIT`, else they go to `path` + ".data", as protobuf cannot hold
+        more than 2 GiB.
+        """
+        model = self.model()
+        size = sum(len(constant.raw_data) for constant in self._constants)
+        if size <= INLINE_LIMIT:
+            onnx.save_model(model, path)
+            onnx.checker.check_model(path, full_check=True)
+            return [path]
+        data = path.with_name(path.name + ".data")
+        onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
+        onnx.checker.check_model(path, full_check=True)
+        return [path, data]

@@ -1,0 +1,48 @@
+"""ONNX Runtime on the CPU: the backend that runs anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from ...errors import EngineError
+
+QUIET = 3  # ONNX Runtime's severity: errors and worse; its warnings are about the graph, not for a user
+
+
+class OnnxRuntimeEngine:
+    """An ONNX Runtime session; see `svrt.runtime.engines.Engine`."""
+
+    name = "onnxruntime"
+    device = "cpu"
+
+    def __init__(self, path: Path, precision: str) -> None:
+        self.path, self.precision = path, precision
+        options = ort.SessionOptions()
+        options.log_severity_level = QUIET
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))  # a container's share, not the machine's cores
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # its exceptions share no base but Exception
+            raise EngineError(f"{path}: ONNX Runtime cannot load it: {_first_line(exc)}") from exc
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph once. Raises `EngineError` where an input does not fit."""
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            values = self._session.run(names, inputs)
+        except Exception as exc:
+            raise EngineError(f"{self.path}: ONNX Runtime cannot run it: {_first_line(exc)}") from exc
+        return dict(zip(names, values, strict=True))
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+
+
+def load(path: Path, precision: str) -> OnnxRuntimeEngine:
+    """Load the graph at `path`; see `svrt.runtime.engines.load`."""
+    return OnnxRuntimeEngine(path, precision)

@@ -1,0 +1,196 @@
+"""The chain: clip, candidates, keyframes, video tokens, text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import DECODER, ENCODER, VGG16, Bundle
+from ..errors import BundleError
+from ..kernels.preprocess import Normalisation, normalise
+from .decoder import Decoder
+from .engines import AUTO, Engine, check_backend, load
+from .sampler import Candidates, Sampler
+from .video import read_candidates
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """Where a keyframe lies in its clip: frame number from 0, presentation time in seconds."""
+
+    index: int
+    time_s: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock milliseconds of one description.
+
+    `decode` reads the video, `sample` reduces frames and picks keyframes, `encode` is preprocessing and the encoder,
+    `prefill` puts video tokens and prompt into the decoder, `generate` writes the text. `total` is measured around all.
+    """
+
+    decode: float
+    sample: float
+    encode: float
+    prefill: float
+    generate: float
+    total: float
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of the decoder: the clip's, the prompt's around them, and those of the text."""
+
+    video: int
+    prompt: int
+    generated: int
+
+
+@dataclass(frozen=True)
+class BundleName:
+    """Which bundle spoke: its name, and the sha256 of its manifest."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` gives. `thumbnails` are the keyframes for a person to see: uint8 BGR, longer side 320 at most."""
+
+    clip: str
+    text: str
+    keyframes: list[Keyframe]
+    timings_ms: Timings
+    tokens: TokenCounts
+    bundle: BundleName
+    backends: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; without thumbnails."""
+        values = asdict(self)
+        del values["thumbnails"]
+        values["timings_ms"] = {stage: round(ms, 3) for stage, ms in values["timings_ms"].items()}
+        for keyframe in values["keyframes"]:
+            keyframe["time_s"] = round(keyframe["time_s"], 6)
+        return values
+
+
+class _Stopwatch:
+    """Milliseconds per stage, added up over the stretches that belong to it."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started) * 1e3
+
+
+class Pipeline:
+    """A bundle's engines, loaded and ready. One object serves one thread at a time.
+
+    The bundle's hashes must have been checked (`Bundle.load` does): llama.cpp may abort the process on a damaged file.
+    `backend` runs VGG-16 and the encoder; `max_tokens` replaces the recipe's limit on the text.
+
+    Raises `EngineError` or `DecoderError` where a file cannot be loaded here.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str = AUTO, max_tokens: int | None = None) -> None:
+        check_backend(backend)
+        self.bundle = bundle
+        manifest = bundle.manifest
+        if manifest.encoder.frames != manifest.sampler.keyframes:
+            raise BundleError(f"{bundle.path}: the encoder reads another number of frames than the sampler picks")
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            vgg16 = pool.submit(self._load, VGG16, backend)
+            encoder = pool.submit(self._load, ENCODER, backend)
+            decoder = pool.submit(self._load_decoder, max_tokens)
+            self.decoder = decoder.result()
+            self.encoder = encoder.result()
+            self.sampler = Sampler(manifest.sampler, vgg16.result())
+        self.backends = {
+            "sampler": f"{vgg16.result().name} {vgg16.result().device}",
+            "encoder": f"{self.encoder.name} {self.encoder.device}",
+            "decoder": self.decoder.backend,
+        }
+        spec = manifest.encoder
+        self._norm = Normalisation("rgb", spec.scale, tuple(spec.mean), tuple(spec.std))  # type: ignore[arg-type]
+
+    def _load(self, name: str, backend: str) -> Engine:
+        return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision)
+
+    def _load_decoder(self, max_tokens: int | None) -> Decoder:
+        manifest = self.bundle.manifest
+        return Decoder(
+            self.bundle.file(DECODER),
+            prefix=manifest.decoder.prefix,
+            suffix=manifest.decoder.suffix,
+            max_tokens=max_tokens or manifest.decoder.max_tokens,
+            video_tokens=int(np.prod(manifest.encoder.token_grid)),
+        )
+
+    def describe(self, clip: Path | str, on_text: Callable[[str], None] | None = None) -> Description:
+        """Describe one clip; `on_text` receives the text piece by piece as it is generated.
+
+        Raises `ClipError` where the clip cannot be read. The same clip gives the same keyframes and text.
+        """
+        watch = _Stopwatch()
+        with watch.stage("total"):
+            candidates, warnings = self._read(clip, watch)
+            with watch.stage("sample"):
+                picks = self.sampler.pick(candidates)
+            with watch.stage("encode"):
+                tokens = self.encode(np.stack([candidates.views[pick] for pick in picks]))
+            generation = self.decoder.generate(tokens, on_text=on_text)
+        return Description(
+            clip=str(clip),
+            text=generation.text.strip(),
+            keyframes=[Keyframe(candidates.indices[pick], candidates.times_s[pick]) for pick in picks],
+            timings_ms=Timings(**watch.ms, prefill=generation.prefill_ms, generate=generation.generate_ms),
+            tokens=TokenCounts(generation.video_tokens, generation.prompt_tokens, generation.generated_tokens),
+            bundle=BundleName(self.bundle.manifest.name, self.bundle.sha256),
+            backends=dict(self.backends),
+            warnings=warnings,
+            thumbnails=[candidates.thumbnails[pick] for pick in picks],
+        )
+
+    def _read(self, clip: Path | str, watch: _Stopwatch) -> tuple[Candidates, list[str]]:
+        """Candidates of the clip. Reducing frames counts as `sample`, though it happens while the video is read."""
+        manifest = self.bundle.manifest
+        with watch.stage("decode"):
+            candidates, warnings = read_candidates(
+                clip, manifest.sampler.candidates, lambda: Candidates(manifest.sampler, manifest.encoder)
+            )
+        watch.ms["sample"] = candidates.reduce_s * 1e3
+        watch.ms["decode"] -= watch.ms["sample"]
+        return candidates, warnings
+
+    def encode(self, views: np.ndarray) -> np.ndarray:
+        """Video tokens float32 [tokens, width] of keyframes uint8 BGR [frames, size, size, 3]."""
+        pixels = normalise(views, self._norm)[None]
+        return self.encoder({"pixel_values_videos": pixels})["video_tokens"][0]
+
+    def close(self) -> None:
+        """Free the decoder's memory; the engines' goes with the object."""
+        self.decoder.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

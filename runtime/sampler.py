@@ -1,0 +1,156 @@
+"""Choosing keyframes: Haar motion, VGG-16 features, K-means, LDA (SV3.3B, arXiv 2507.17844, section on sampling).
+
+The paper fixes the parts; these decisions are ours, as it does not say: each path is L2-normalised before the two are
+joined; k-means++ with a fixed seed, best of `ATTEMPTS`; PCA, then LDA with shrinkage; the member nearest its cluster's
+mean in LDA space; keyframes in time order; a clip with fewer frames than keyframes repeats them evenly.
+"""
+
+from __future__ import annotations
+
+import time
+
+import cv2
+import numpy as np
+
+from ..bundle import EncoderSpec, SamplerSpec
+from ..kernels import haar
+from ..kernels.preprocess import Normalisation, fit_square, normalise, resize
+from .engines import Engine
+from .video import Frame
+
+ATTEMPTS = 10  # runs of k-means++, of which the most compact wins
+ITERATIONS = 100
+PCA_DIMS = 32  # at most; LDA needs fewer dimensions than frames
+SHRINKAGE = 0.1  # of the within-class scatter towards its mean variance: clusters of 1 to 4 frames say little
+VGG_BATCH = 8  # frames per inference: bounds memory, costs no speed
+THUMBNAIL = 320  # pixels, longer side
+
+
+class Candidates:
+    """What is kept of each candidate frame: small pictures only, so a clip's size and length do not show in memory."""
+
+    def __init__(self, sampler: SamplerSpec, encoder: EncoderSpec) -> None:
+        self._sampler, self._encoder = sampler, encoder
+        self._band: np.ndarray | None = None
+        self.reduce_s = 0.0  # seconds spent in `add`
+        self.indices: list[int] = []
+        self.times_s: list[float] = []
+        self.appearance: list[np.ndarray] = []  # uint8 BGR [size, size, 3] for VGG-16
+        self.motion: list[np.ndarray] = []  # float32 [size, size], 0 to 255
+        self.views: list[np.ndarray] = []  # uint8 BGR [S, S, 3] for the encoder
+        self.thumbnails: list[np.ndarray] = []  # uint8 BGR, for a person
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def add(self, frame: Frame) -> None:
+        """Reduce one frame (uint8 BGR [H, W, 3]) to what the sampler, the encoder and a contact sheet need of it."""
+        started = time.perf_counter()
+        spec, encoder = self._sampler, self._encoder
+        band = haar.approximation(haar.luma(frame.image), spec.level, spec.wavelet)
+        moved = haar.motion(self._band, band, spec.level)
+        self._band = band
+        self.indices.append(frame.index)
+        self.times_s.append(frame.time_s)
+        self.appearance.append(resize(frame.image, spec.size, spec.size))
+        self.motion.append(resize(moved, spec.size, spec.size))
+        self.views.append(fit_square(frame.image, encoder.size, encoder.fit, encoder.resize).copy())
+        height, width = frame.image.shape[:2]
+        ratio = min(1.0, THUMBNAIL / max(height, width))
+        self.thumbnails.append(resize(frame.image, max(1, round(width * ratio)), max(1, round(height * ratio))))
+        self.reduce_s += time.perf_counter() - started
+
+
+class Sampler:
+    """Picks keyframes with a VGG-16 engine (`images` [N, 3, size, size] to `features` [N, 512])."""
+
+    def __init__(self, spec: SamplerSpec, vgg16: Engine) -> None:
+        self.spec = spec
+        self._vgg16 = vgg16
+        mean, std = (tuple(values) for values in (spec.mean, spec.std))
+        self._norm = Normalisation(spec.channels, spec.scale, mean, std)  # type: ignore[arg-type]
+
+    def pick(self, candidates: Candidates) -> list[int]:
+        """Positions among the candidates of the keyframes, in time order; repeats only where frames are too few."""
+        count = self.spec.keyframes
+        if len(candidates) <= count:
+            return repeat_evenly(len(candidates), count)
+        return select(self.features(candidates), count, self.spec.seed)
+
+    def features(self, candidates: Candidates) -> np.ndarray:
+        """Fused features, float32 [N, 1024]: appearance and motion through VGG-16, each row of each L2-normalised."""
+        appearance = self._embed(candidates.appearance)
+        motion = self._embed([np.repeat(m[..., None], 3, axis=2) for m in candidates.motion])
+        return np.concatenate([_unit_rows(appearance), _unit_rows(motion)], axis=1)
+
+    def _embed(self, images: list[np.ndarray]) -> np.ndarray:
+        batches = [images[start : start + VGG_BATCH] for start in range(0, len(images), VGG_BATCH)]
+        rows = [self._vgg16({"images": normalise(np.stack(batch), self._norm)})["features"] for batch in batches]
+        return np.concatenate(rows)
+
+
+def repeat_evenly(frames: int, count: int) -> list[int]:
+    """`count` positions over `frames` <= count frames, in order, each used as evenly as can be."""
+    return [index * frames // count for index in range(count)]
+
+
+def select(features: np.ndarray, count: int, seed: int) -> list[int]:
+    """Positions of `count` keyframes among features float32 [N, D], N > count, in rising order without repeats."""
+    labels = kmeans(features, count, seed)
+    space = lda(pca(features, min(PCA_DIMS, len(features) - 1)), labels, count - 1)
+    chosen = set()
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        distance = np.linalg.norm(space[members] - space[members].mean(axis=0), axis=1)
+        chosen.add(int(members[np.argmin(distance.round(6))]))  # rounded: the earlier of two equal frames
+    # Identical frames (a still picture) leave clusters empty: fill up evenly from what was not chosen.
+    rest = [index for index in range(len(features)) if index not in chosen]
+    missing = count - len(chosen)
+    chosen.update(rest[index * len(rest) // missing] for index in range(missing))
+    return sorted(chosen)
+
+
+def kmeans(features: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Cluster labels int [N] of features float32 [N, D]: k-means++ from `seed`, the most compact of `ATTEMPTS` runs."""
+    cv2.setRNGSeed(seed)
+    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, ITERATIONS, 0.0)
+    samples = np.ascontiguousarray(features, dtype=np.float32)
+    _, labels, _ = cv2.kmeans(samples, count, None, criteria, ATTEMPTS, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    return np.asarray(labels).ravel()
+
+
+def pca(features: np.ndarray, dims: int) -> np.ndarray:
+    """Scores on the first `dims` principal components: [N, D] to float64 [N, dims]."""
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    left, scales, _ = np.linalg.svd(centred, full_matrices=False)
+    return np.asarray(left[:, :dims] * scales[:dims])
+
+
+def lda(features: np.ndarray, labels: np.ndarray, dims: int, shrinkage: float = SHRINKAGE) -> np.ndarray:
+    """Linear discriminant projection with shrinkage: [N, D] and labels [N] to float64 [N, at most `dims`].
+
+    Axes are eigenvectors of (St - Sw) v = lambda Sw v with v' Sw v = 1, by falling lambda; both scatters are shrunk
+    towards their mean variance. scikit-learn's `LinearDiscriminantAnalysis(solver="eigen", shrinkage=...)` is the same.
+    """
+    features = features.astype(np.float64)
+    residual = features.copy()
+    for label in np.unique(labels):
+        residual[labels == label] -= features[labels == label].mean(axis=0)
+    within = _shrink(residual.T @ residual / len(features), shrinkage)
+    centred = features - features.mean(axis=0)
+    total = _shrink(centred.T @ centred / len(features), shrinkage)
+    variance, axes = np.linalg.eigh(within)
+    if variance[-1] <= 0:  # clusters of identical frames: nothing to whiten, all members are equally near
+        return features[:, :dims]
+    whiten = axes / np.sqrt(np.maximum(variance, variance[-1] * np.finfo(np.float64).eps))
+    ratio, turned = np.linalg.eigh(whiten.T @ (total - within) @ whiten)
+    return np.asarray(features @ whiten @ turned[:, np.argsort(ratio)[::-1][:dims]])
+
+
+def _shrink(scatter: np.ndarray, shrinkage: float) -> np.ndarray:
+    mean_variance = np.trace(scatter) / len(scatter)
+    return np.asarray((1.0 - shrinkage) * scatter + shrinkage * mean_variance * np.eye(len(scatter)))
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
