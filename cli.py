@@ -178,10 +178,9 @@ def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder
     from .bundle import Bundle
 
     found = Bundle.load(bundle)
-    total = sum(record.bytes for record in found.manifest.files.values())
-    print(
-        f"{bundle}: whole; {found.manifest.name}, {len(found.manifest.files)} files, {total / 1e6:.1f} MB, {found.sha256}"
-    )
+    files = found.manifest.files
+    size = sum(record.bytes for record in files.values()) / 1e6
+    print(f"{bundle}: whole; {found.manifest.name}, {len(files)} files, {size:.1f} MB, {found.sha256}")
 
 
 def main() -> None:

@@ -65,9 +65,12 @@ def _run_child(source: Path, out: Path, quantization: str, progress: Callable[[i
     out.touch()  # an unwritable folder is told from here, in its own words
     expected = int(source.stat().st_size * QUANTIZATIONS[quantization][1] / 16)
     command = [sys.executable, "-m", __name__, str(source), str(out), quantization]
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # an abort's last words are to be the assertion
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log) as child,
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+        ) as child,
     ):
         try:
             while child.poll() is None:
@@ -82,7 +85,9 @@ def _run_child(source: Path, out: Path, quantization: str, progress: Callable[[i
         if child.returncode != 0:
             log.seek(0)
             words = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-            said = words[-1] if words else f"exit status {child.returncode}"
+            said = words[-1].rpartition("failed to quantize: ")[2] if words else f"exit status {child.returncode}"
+            if "iostream error" in said:  # all that a failed write of a C++ stream tells
+                raise OutputError(f"{out.with_suffix('')}: cannot be written: {said}; the disk may be full")
             raise DecoderError(f"{source}: llama.cpp could not quantize it to {quantization}: {said}")
 
 

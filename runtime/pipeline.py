@@ -77,9 +77,9 @@ class Description:
     thumbnails: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`; without thumbnails."""
+        """Plain values for `json.dumps`; without warnings and thumbnails, which are for a person."""
         values = asdict(self)
-        del values["thumbnails"]
+        del values["warnings"], values["thumbnails"]
         values["timings_ms"] = {stage: round(ms, 3) for stage, ms in values["timings_ms"].items()}
         for keyframe in values["keyframes"]:
             keyframe["time_s"] = round(keyframe["time_s"], 6)
@@ -183,7 +183,8 @@ class Pipeline:
     def encode(self, views: np.ndarray) -> np.ndarray:
         """Video tokens float32 [tokens, width] of keyframes uint8 BGR [frames, size, size, 3]."""
         pixels = normalise(views, self._norm)[None]
-        return self.encoder({"pixel_values_videos": pixels})["video_tokens"][0]
+        tokens: np.ndarray = self.encoder({"pixel_values_videos": pixels})["video_tokens"][0]
+        return tokens
 
     def close(self) -> None:
         """Free the decoder's memory; the engines' goes with the object."""

@@ -28,7 +28,7 @@ MAX_PIXELS = 4096 * 3072
 MIN_FRAMES = 2
 MISSING_SHARE = 0.25  # of the declared frames; below it, containers with edit lists and variable rates are simply wrong
 _LIBAV_LINE = re.compile(r"^\[(?P<codec>[\w,/.+ -]+) @ 0x[0-9a-f]+\] ?(?P<message>.*)$")
-_LIBAV_REPEAT = re.compile(r"^\s*Last message repeated \d+ times$")
+_NOISE = re.compile(r"^\s*Last message repeated \d+ times$|^\[ ?[A-Z]+:\d+@|^OpenCV: ")  # libav's echo, OpenCV's log
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,6 @@ def _read(path: Path, known: int | None, limit: int, collector: Collector) -> _P
 
 
 def _open(path: Path) -> cv2.VideoCapture:
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     backend = cv2.CAP_FFMPEG if cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG) else cv2.CAP_ANY
     capture = cv2.VideoCapture(str(path.absolute()), backend)  # absolute: FFmpeg reads "a:b.mp4" as a protocol
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
@@ -200,5 +199,5 @@ def _decoder_complaints() -> Iterator[list[str]]:
                 match = _LIBAV_LINE.match(line)
                 if match:
                     complaints.append(f"{match['codec']}: {match['message']}".rstrip(": "))
-                elif line.strip() and not _LIBAV_REPEAT.match(line):
+                elif line.strip() and not _NOISE.match(line):
                     os.write(2, line.encode() + b"\n")

