@@ -10,7 +10,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -88,19 +88,19 @@ _DESCRIBE_EXAMPLES = """
 def describe(
     clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Video files.", show_default=False)],
     bundle: Annotated[
-        Optional[Path],  # noqa: UP045  typer reads this annotation on Python 3.10
+        Path | None,
         typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per clip, a line each.")] = False,
     keyframes: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--keyframes", metavar="OUT.png", help="Draw the keyframes with their times; one clip only."),
     ] = None,
     backend: Annotated[
         str, typer.Option("--backend", metavar="NAME", help="What runs the graphs: auto, onnxruntime.")
     ] = "auto",
     max_tokens: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--max-tokens", min=1, metavar="N", help="Longest text, in tokens; the bundle's limit if not given."
         ),

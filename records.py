@@ -24,11 +24,9 @@ def from_json(kind: type[T], values: Any, where: str) -> T:
     for key in values:
         if key not in known:
             raise SvrtError(f"unknown key {_dotted(where, key)!r}; known here: {', '.join(known)}")
-    arguments = {}
-    for name, spec in known.items():
-        if name in values:
-            arguments[name] = _convert(hints[name], values[name], _dotted(where, name))
-        elif spec.default is MISSING and spec.default_factory is MISSING:
+    arguments = {name: _convert(hints[name], value, _dotted(where, name)) for name, value in values.items()}
+    for name, spec in known.items():  # after the values: a misspelt key explains a missing one
+        if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
             raise SvrtError(f"key {_dotted(where, name)!r} is missing")
     return kind(**arguments)
 

@@ -58,7 +58,9 @@ def export(recipe: Recipe, out: Path, report: Report = lambda *_: None) -> Bundl
             )
         decoder_spec = _decoder_spec(recipe, width)
         merged, quantized = folder / "merged.gguf", folder / contract.DECODER
-        write_merged_gguf(paths["decoder"], paths.get("adapter"), merged, progress=_advance(report, "merge"))
+        write_merged_gguf(
+            paths["decoder"], paths.get("adapter"), merged, name=recipe.name, progress=_advance(report, "merge")
+        )
         _check_width(merged, width)
         quantize(merged, quantized, recipe.decoder.quantization, progress=_advance(report, "quantize"))
         with _stage(report, "manifest"):

@@ -24,6 +24,7 @@ _LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>")
+_END_OF_MESSAGE = "<|eom_id|>"
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def _end_tokens(
     eos = listed[0] if eos is None else eos
     others = list(dict.fromkeys(i for i in listed if i != eos))
     turns = [ids[text] for text in _END_OF_TURN if text in ids and ids[text] != eos]
-    eot = next((i for i in turns if i in others), None) or next(iter(others + turns), None)
+    message = ids.get(_END_OF_MESSAGE)
+    eot = next(iter([i for i in turns if i in others] + [i for i in others if i != message] + turns), None)
     rest = [i for i in others if i != eot]
     if len(rest) > 1 or any(not 0 <= i < len(ids) for i in [eos, *others]):
         raise CheckpointError(

@@ -74,8 +74,11 @@ def _config_value(values: dict[str, Any], name: str, checkpoint: Checkpoint) -> 
     value: Any = values.get(name, default)
     if isinstance(value, (list, tuple)) and len(set(value)) == 1:  # patch_size may be [16, 16]
         value = value[0]
-    allowed: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
-    if not isinstance(value, allowed) or (default is not True and value <= 0):
+    if isinstance(default, bool):
+        usable = isinstance(value, bool)
+    else:
+        usable = isinstance(value, (int, float) if isinstance(default, float) else int) and value > 0
+    if not usable:
         raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {name} = {value!r} is not usable")
     return value
 

@@ -176,4 +176,17 @@ def llama_tokens(gguf: Path, texts: Sequence[str], *, add_special: bool = False)
     return found
 
 
+def llama_ends(gguf: Path) -> set[int]:
+    """The tokens at which llama.cpp ends a generation."""
+    settings = llama_cpp.llama_model_default_params()
+    settings.vocab_only = True
+    llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
+    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), settings)
+    vocabulary = llama_cpp.llama_model_get_vocab(model)
+    size = llama_cpp.llama_vocab_n_tokens(vocabulary)
+    ends = {token for token in range(size) if llama_cpp.llama_vocab_is_eog(vocabulary, token)}
+    llama_cpp.llama_model_free(model)
+    return ends
+
+
 _SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -193,19 +194,21 @@ def test_the_end_of_turn_stops_and_is_not_text(smollm2: Path) -> None:
 
 def test_bos_comes_only_where_the_metadata_asks_for_it_and_once(model: Path, smollm2: Path) -> None:
     def prompt(path: Path, prefix: str) -> int:
-        with Decoder(path, prefix=prefix, suffix="", max_tokens=1, video_tokens=1) as decoder:
+        with Decoder(path, prefix=prefix, suffix="", max_tokens=1, video_tokens=1, threads=1) as decoder:
             return decoder.generate(np.zeros((1, decoder.width), np.float32) + 0.1).prompt_tokens
 
     plain = len(llama_tokens(model, ["shot"])[0])
     assert prompt(model, "shot") == prompt(model, "<|begin_of_text|>shot") == plain + 1
     assert prompt(model, "") == 1
+    assert prompt(smollm2, "") == 0
     assert prompt(smollm2, "shot") == len(llama_tokens(smollm2, ["shot"])[0])
 
 
 def test_a_context_filled_to_the_last_position_works(model: Path, clip: np.ndarray) -> None:
     with new(model) as probe:
         prompt = probe.generate(clip, max_tokens=1).prompt_tokens
-    room = 256 - prompt - CLIP_TOKENS  # llama.cpp rounds contexts up to 256, so that no slack hides a miscount
+    # llama.cpp rounds contexts up to multiples of 256 and the last token is never decoded: 257 leave no slack.
+    room = 258 - prompt - CLIP_TOKENS
     with new(model, max_tokens=room) as exact:
         assert exact.generate(clip).generated_tokens == room
 
@@ -280,18 +283,21 @@ def test_files_llama_cpp_cannot_load_are_told_in_its_words(model: Path, tmp_path
 def test_a_failed_decode_leaves_the_decoder_usable(
     decoder: Decoder, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
-    text, decode, calls = decoder.generate(clip).text, llama_cpp.llama_decode, 0
+    expected, decode = decoder.generate(clip), llama_cpp.llama_decode
+    sizes: list[int] = []
 
     def failing(context: Any, batch: Any) -> int:
-        nonlocal calls
-        calls += 1
-        status: int = 1 if calls == fails_at else decode(context, batch)
+        sizes.append(batch.n_tokens)
+        status: int = 1 if len(sizes) == fails_at else decode(context, batch)
         return status
 
     monkeypatch.setattr(llama_cpp, "llama_decode", failing)
     with pytest.raises(DecoderError, match=r"small\.gguf: llama\.cpp failed to decode \(status 1\)"):
         decoder.generate(clip)
-    assert decoder.generate(clip).text == text
+    sizes[:] = [0] * fails_at
+    assert expected.text.startswith(decoder.generate(clip, max_tokens=1).text)
+    assert sum(sizes) == expected.prompt_tokens + CLIP_TOKENS  # nothing of the failed sequence was kept
+    assert decoder.generate(clip).text == expected.text
 
 
 def test_ctrl_c_leaves_the_decoder_usable(decoder: Decoder, clip: np.ndarray) -> None:
@@ -329,6 +335,37 @@ def test_llama_cpp_is_silent(model: Path, clip: np.ndarray, capfd: pytest.Captur
     assert captured.out + captured.err == ""
 
 
+def run(program: str, model: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program with a decoder in a process of its own."""
+    header = """if True:
+        import os, sys
+        from pathlib import Path
+        import numpy as np
+        from svrt.runtime.decoder import Decoder
+        with Decoder(Path(sys.argv[1]), prefix="a", suffix="b", video_tokens=2, threads=1) as decoder:
+            decoder.generate(np.ones((2, decoder.width), np.float32), max_tokens=2)
+    """
+    return subprocess.run(
+        [sys.executable, "-c", header + program, model],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_waiting_threads_give_way_to_other_programs_and_the_environment_is_left_alone(model: Path) -> None:
+    program = """
+        print('GOMP_SPINCOUNT' in os.environ)
+    """
+    shown = run(program, model, OMP_DISPLAY_ENV="VERBOSE")
+    assert shown.stdout == "False\n"
+    if "OPENMP DISPLAY ENVIRONMENT BEGIN" in shown.stderr:  # llama.cpp was built with GNU OpenMP
+        assert "GOMP_SPINCOUNT = '1000'" in shown.stderr
+        chosen = run(program, model, OMP_DISPLAY_ENV="VERBOSE", GOMP_SPINCOUNT="77")
+        assert chosen.stdout == "True\n" and "GOMP_SPINCOUNT = '77'" in chosen.stderr
+
+
 def test_opening_and_closing_gives_memory_back(model: Path, clip: np.ndarray) -> None:
     def resident_mb() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
@@ -346,15 +383,9 @@ def test_opening_and_closing_gives_memory_back(model: Path, clip: np.ndarray) ->
 
 
 def test_the_runtime_imports_nothing_of_the_exporter(model: Path) -> None:
-    program = """if True:
-        import sys
-        from pathlib import Path
-        import numpy as np
-        from svrt.runtime.decoder import Decoder
-        with Decoder(Path(sys.argv[1]), prefix="a", suffix="b", video_tokens=2) as decoder:
-            decoder.generate(np.ones((2, decoder.width), np.float32), max_tokens=2)
+    program = """
         heavy = {"torch", "transformers", "onnx", "gguf", "sklearn", "peft", "safetensors"}
         print(sorted((heavy | {"svrt.exporter", "svrt.models"}) & set(sys.modules)))
     """
-    run = subprocess.run([sys.executable, "-c", program, model], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]" and run.stderr == ""
+    found = run(program, model)
+    assert found.stdout.strip() == "[]" and found.stderr == ""

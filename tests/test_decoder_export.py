@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from small_llama import cosines, edit_json, llama_logits, llama_tokens, make_adapter, make_llama, save_tokenizer
+from small_llama import (
+    cosines,
+    edit_json,
+    llama_ends,
+    llama_logits,
+    llama_tokens,
+    make_adapter,
+    make_llama,
+    save_tokenizer,
+)
 from svrt.errors import CheckpointError, DecoderError, OutputError, RecipeError
 from svrt.exporter.decoder import QUANTIZATIONS, quantize, write_merged_gguf
 from svrt.exporter.source import packaged_file, resolve
@@ -167,6 +176,16 @@ def test_the_metadata_is_complete(f16: Path, base: Path) -> None:
     assert (tokens[511], types[511], len(tokens)) == ("[PAD511]", gguf.TokenType.UNUSED, 512)
     names = [tensor.name for tensor in gguf.GGUFReader(f16).tensors]
     assert "output.weight" not in names and "rope_freqs.weight" in names
+
+
+@pytest.mark.parametrize("text", ["<|end_of_text|>", "<|eot_id|>", None])
+def test_every_end_token_of_the_checkpoint_ends_a_generation(copy: Path, tmp_path: Path, text: str | None) -> None:
+    edit_json(copy / "tokenizer_config.json", eos_token=text)
+    edit_json(copy / "generation_config.json", eos_token_id=[482, 481])
+    write_merged_gguf(copy, None, tmp_path / "out.gguf")
+    eos = {"<|end_of_text|>": 481, "<|eot_id|>": 484, None: 482}[text]
+    assert metadata(tmp_path / "out.gguf")["tokenizer.ggml.eos_token_id"] == eos
+    assert llama_ends(tmp_path / "out.gguf") == {481, 482, 484}  # 484 is in config.json
 
 
 @pytest.mark.parametrize(("split", "pre"), [("llama3", "llama-bpe"), ("smollm", "smollm"), ("gpt2", "gpt-2")])

@@ -69,7 +69,9 @@ def test_vgg16_equals_pytorch_on_the_real_weights(tmp_path, size):
     value = torch.from_numpy(images)
     for block in vgg16.BLOCKS:
         for index, _, _ in block:
-            value = torch.conv2d(value, weights[f"features.{index}.weight"], weights[f"features.{index}.bias"], padding=1)
+            value = torch.conv2d(
+                value, weights[f"features.{index}.weight"], weights[f"features.{index}.bias"], padding=1
+            )
             value = torch.relu(value)
         value = torch.max_pool2d(value, 2)
     expected = value.mean(dim=(2, 3)).numpy()

@@ -66,7 +66,7 @@ def test_a_mistake_is_told_by_its_key(tmp_path, old, new, message):
 
 
 def test_a_recipe_that_is_not_there_names_those_that_are():
-    with pytest.raises(RecipeError, match="pockt: no recipe .* built in: .*pocket"):
+    with pytest.raises(RecipeError, match=r"pockt: no recipe .* built in: .*pocket"):
         read_recipe("pockt")
 
 

@@ -71,7 +71,7 @@ def test_keyframes_are_distinct_and_in_time_order_even_for_a_still_picture(frame
     chosen = sampler.select(features, 16, seed=0)
     assert len(set(chosen)) == 16
     assert chosen == sorted(chosen)
-    assert 0 <= chosen[0] and chosen[-1] < frames
+    assert chosen[0] >= 0 and chosen[-1] < frames
     assert chosen == sampler.select(features.copy(), 16, seed=0)
 
 

@@ -24,6 +24,8 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = len(os.sched_getaffinity(0))  # a container's share, not the machine's cores
+        # Idle threads that spin cost power, and time where something else runs beside.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # its exceptions share no base but Exception

@@ -1,0 +1,58 @@
+"""The arrows between rooms run one way, and the runtime carries nothing that only export or training needs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import svrt
+
+ROOT = Path(svrt.__file__).parent
+ROOMS = ("kernels", "models", "exporter", "runtime", "benchmarks")
+MAY_IMPORT = {
+    "errors": set(),
+    "records": {"errors"},
+    "bundle": {"errors", "records"},
+    "cache": {"errors", "bundle"},
+    "kernels": {"errors"},
+    "runtime": {"errors", "bundle", "kernels"},
+    "models": {"errors", "bundle"},
+    "models/pocket": {"errors", "bundle", "kernels", "models", "runtime"},  # its training samples as the runtime does
+    "exporter": {"errors", "records", "bundle", "kernels", "models", "runtime"},  # runtime: for parity
+    "benchmarks": {"errors", "bundle", "cache", "kernels", "runtime"},
+}
+HEAVY = {"torch", "transformers", "peft", "sklearn"}
+ONLY_EXPORT = {"onnx", "gguf", "safetensors", "ml_dtypes", "huggingface_hub"}
+
+
+def sources():
+    for path in sorted(ROOT.glob("*.py")) + [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        room = "models/pocket" if parts[:2] == ("models", "pocket") else parts[0]
+        if room in MAY_IMPORT:
+            yield pytest.param(path, room, parts, id="/".join(parts))
+
+
+def imported(path, parts):
+    """Rooms of ours, and top-level names of others, that a file imports anywhere in it."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parts[: len(parts) - node.level]
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            ours |= {name for name in names if not base} | ({base[0]} if base else set())
+        elif isinstance(node, ast.ImportFrom):
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return ours, others
+
+
+@pytest.mark.parametrize(("path", "room", "parts"), list(sources()))
+def test_a_file_imports_only_what_its_room_may(path, room, parts):
+    ours, others = imported(path, parts)
+    assert ours - {room.split("/")[0]} <= MAY_IMPORT[room]
+    assert "svrt" not in others, "imports inside the package are relative"
+    if room != "models/pocket":
+        assert not others & HEAVY
+    if room in ("errors", "records", "bundle", "cache", "kernels", "runtime", "benchmarks"):
+        assert not others & ONLY_EXPORT

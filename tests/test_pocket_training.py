@@ -1,0 +1,214 @@
+"""Training lowers its losses, and what it saves is what `transformers` and `peft` load."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from svrt.exporter.recipe import read_recipe
+from svrt.models.pocket import renderer, weights
+from svrt.models.pocket.captions import caption
+from svrt.models.pocket.dataset import Sample, StoredClip, augmented_sample, plain_sample, rendered_clips
+from svrt.models.pocket.evaluate import wilson
+from svrt.models.pocket.keyframes import SAMPLER
+from svrt.models.pocket.network import (
+    Describer,
+    Encoder,
+    encoder_config,
+    load_decoder,
+    moving_tokens,
+    pool,
+    smollm_path,
+)
+from svrt.models.pocket.train import Schedule, Trainer, save_state, speech, stacked
+from transformers import VJEPA2Model
+
+PROJECTOR_SHAPES = {
+    "fc1.weight": [512, 256],
+    "fc1.bias": [512],
+    "fc2.weight": [576, 512],
+    "fc2.bias": [576],
+    "norm.weight": [576],
+    "norm.bias": [576],
+}
+LIMIT = 56 * 1024 * 1024
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> None:
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[StoredClip]:
+    return rendered_clips(50, 2, tmp_path_factory.mktemp("cache"), processes=1)
+
+
+@pytest.fixture(scope="module")
+def samples(clips: list[StoredClip]) -> list[Sample]:
+    return [augmented_sample(clip, np.random.default_rng(k)) for k, clip in enumerate(clips)]
+
+
+@pytest.fixture(scope="module")
+def describer() -> Describer:
+    torch.manual_seed(0)
+    return weights.new_describer(smollm_path(), torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def trained(describer: Describer, samples: list[Sample]) -> tuple[Trainer, list[float], list[float]]:
+    """A trainer after a few steps of each phase on one batch, and the losses of each phase."""
+    trainer = Trainer(describer, seed=0)
+    seeing = [sum(trainer.advance(samples, 0.0, 1e-3).values()) for _ in range(8)]
+    trainer.enter("speak")
+    speaking = [trainer.advance(samples, 0.0, 1e-3)["caption"] for _ in range(5)]
+    return trainer, seeing, speaking
+
+
+def test_a_few_steps_lower_the_loss_of_seeing(trained: tuple[Trainer, list[float], list[float]]) -> None:
+    _, seeing, _ = trained
+    assert seeing[-1] < 0.85 * seeing[0]
+
+
+def test_a_few_steps_lower_the_loss_of_speaking(trained: tuple[Trainer, list[float], list[float]]) -> None:
+    _, _, speaking = trained
+    assert speaking[-1] < 0.8 * speaking[0]
+
+
+def test_a_checkpoint_brings_a_trainer_back_to_its_step(
+    trained: tuple[Trainer, list[float], list[float]], describer: Describer, tmp_path: Path
+) -> None:
+    trainer, _, _ = trained
+    save_state(trainer, tmp_path / "checkpoint.pt")
+    back = Trainer(describer, seed=0)
+    back.restore(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    assert (back.phase, back.step, back.seconds) == (trainer.phase, trainer.step, trainer.seconds)
+    first, second = (list(t.optimizer.state_dict()["state"].values()) for t in (trainer, back))
+    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in zip(first, second, strict=True))
+
+
+def test_saved_weights_reload_in_transformers_and_peft_with_the_same_outputs(
+    trained: tuple[Trainer, list[float], list[float]], samples: list[Sample], tmp_path: Path
+) -> None:
+    describer = trained[0].describer
+    weights.save(describer, tmp_path)
+    assert weights.wrong_sums(tmp_path) == []
+    loaded = weights.load_describer(tmp_path, smollm_path())
+    frames = stacked(samples[:1])
+    theirs = VJEPA2Model.from_pretrained(tmp_path / "encoder", attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        ours = loaded.encoder(frames)
+        expected = theirs(loaded.encoder.pixels(frames), skip_predictor=True).last_hidden_state
+        assert torch.linalg.norm(ours - expected) <= 1e-5 * torch.linalg.norm(expected)
+        adapted = PeftModel.from_pretrained(load_decoder(smollm_path()), str(tmp_path / "adapter")).eval()
+        ids = torch.tensor([loaded.vocabulary.prefix])
+        assert torch.equal(adapted(ids).logits, loaded.decoder(ids).logits)
+    kept = get_peft_model_state_dict(loaded.decoder)
+    assert all(torch.equal(t.half(), kept[n].half()) for n, t in get_peft_model_state_dict(describer.decoder).items())
+    (tmp_path / "encoder" / "model.safetensors").write_bytes(b"altered")
+    assert weights.wrong_sums(tmp_path) == ["encoder/model.safetensors"]
+
+
+def test_the_precomputed_rotation_is_that_of_transformers(samples: list[Sample]) -> None:
+    torch.manual_seed(1)
+    encoder = Encoder().eval()
+    theirs = VJEPA2Model(encoder_config()).eval()
+    theirs.load_state_dict(encoder.model.state_dict())
+    frames = stacked(samples[:1])
+    with torch.no_grad():
+        ours, expected = encoder(frames), theirs(encoder.pixels(frames), skip_predictor=True).last_hidden_state
+        assert torch.linalg.norm(ours - expected) <= 1e-5 * torch.linalg.norm(expected)
+        everything = torch.arange(1152)[None]
+        assert torch.allclose(encoder(frames, everything), ours, atol=1e-5)
+        assert torch.allclose(pool(ours, everything), pool(ours), atol=1e-5)
+
+
+def test_pooled_tokens_are_in_the_order_time_row_column() -> None:
+    grid = torch.zeros(1, 8, 12, 12, 256)
+    grid[0, 5, 3:6, 9:12] = 1.0
+    pooled = pool(grid.reshape(1, 1152, 256))
+    assert pooled[0, :, 0].nonzero().flatten().tolist() == [(5 * 4 + 1) * 4 + 3]
+    assert pooled.max() == 1.0
+
+
+def test_the_kept_tokens_are_those_that_move() -> None:
+    frames = torch.zeros(1, 16, 192, 192, 3, dtype=torch.uint8)
+    frames[0, 6, 32:48, 64:80] = 255
+    kept = moving_tokens(frames, 64, torch.Generator().manual_seed(0))
+    assert (3 * 12 + 2) * 12 + 4 in kept[0].tolist()
+    assert kept[0].tolist() == sorted(set(kept[0].tolist()))
+
+
+def test_a_mirrored_sample_carries_the_mirrored_truth(clips: list[StoredClip]) -> None:
+    plain = plain_sample(clips[0])
+    seen = {augmented_sample(clips[0], np.random.default_rng(k)).shot for k in range(12)}
+    assert seen <= {plain.shot, plain.shot.mirrored()}
+    assert plain.ball.shape == (8, 12, 12)
+    assert plain.known
+    shown = plain.path[:, 2] > 0
+    assert shown.any()
+    where = np.unravel_index(plain.ball.reshape(8, -1).argmax(axis=1), (12, 12))
+    ring = np.unravel_index(plain.ring[0].argmax(), (12, 12))
+    right_of_ring = plain.path[shown, 0] > 0.5
+    assert (where[1][shown][right_of_ring] >= ring[1]).all()
+
+
+def test_a_caption_is_ended_and_its_attributes_weigh_more(describer: Describer, samples: list[Sample]) -> None:
+    vocabulary, sample = describer.vocabulary, samples[0]
+    told = speech(sample, vocabulary, np.random.default_rng(1))
+    assert told.ids[-1] == vocabulary.end
+    assert len(told.ids) == len(told.weights)
+    assert set(told.weights) == {1.0, 4.0}
+    text = caption(sample.shot).text
+    assert vocabulary.text(vocabulary.ids(text)) == text
+
+
+def test_a_schedule_warms_up_and_comes_down() -> None:
+    schedule = Schedule(steps=100, batch=8, rate=1.0)
+    rates = [schedule.rate_at(schedule.progress(step, 0.0)) for step in range(101)]
+    assert rates[0] < 0.1
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.02)
+    assert Schedule(100, 8, 1.0, minutes=2.0).progress(0, 60.0) == 0.5
+
+
+def test_wilson_intervals_are_those_of_the_textbook() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4901, 0.9433), abs=2e-4)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+
+
+def test_the_sampler_of_training_is_that_of_the_recipe() -> None:
+    recipe = read_recipe("pocket").sampler
+    assert {name: getattr(recipe, name) for name in asdict(SAMPLER)} == asdict(SAMPLER)
+
+
+def test_the_committed_weights_have_the_shapes_that_the_exporter_reads() -> None:
+    folder = weights.WEIGHTS
+    assert weights.wrong_sums(folder) == []
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < LIMIT
+    encoder = {n: t for n, t in Encoder().model.state_dict().items() if n.startswith("encoder.")}
+    assert _shapes(folder / "encoder" / "model.safetensors") == {n: list(t.shape) for n, t in encoder.items()}
+    assert _shapes(folder / "projector" / "model.safetensors") == PROJECTOR_SHAPES
+    adapter = _shapes(folder / "adapter" / "adapter_model.safetensors")
+    assert len(adapter) == 30 * 7 * 2
+    assert adapter["base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"] == [16, 576]
+    assert adapter["base_model.model.model.layers.29.mlp.down_proj.lora_B.weight"] == [576, 16]
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with safe_open(str(path), framework="numpy") as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        assert {s.get_dtype() for s in slices.values()} == {"F16"}
+        return {name: list(s.get_shape()) for name, s in slices.items()}
+
+
+def test_a_sample_clip_is_what_its_seed_renders() -> None:
+    for outcome, seed in renderer.SAMPLES.items():
+        assert renderer.render(seed, outcome, seconds=2.0, size=64).truth.outcome == outcome
