@@ -54,6 +54,7 @@ def built_in_bundle(say: Callable[[str], None] = lambda _: None) -> Bundle:
     try:
         bundle = Bundle.load(path)
     except BundleError:
+        _make_folder(path.parent)
         say(f"exporting the built-in bundle to {path} (once, about 10 s)")
         _export(path)
         bundle = Bundle.load(path)
@@ -61,13 +62,14 @@ def built_in_bundle(say: Callable[[str], None] = lambda _: None) -> Bundle:
     return bundle
 
 
-def _export(path: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise OutputError(
-            f"{path.parent}: cannot be made: {exc.strerror}; set XDG_CACHE_HOME, or give --bundle"
-        ) from exc
+        raise OutputError(f"{folder}: cannot be made: {exc.strerror}; set XDG_CACHE_HOME, or give --bundle") from exc
+
+
+def _export(path: Path) -> None:
     command = [sys.executable, "-m", "svrt", "export", RECIPE, "--out", str(path)]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,30 +109,36 @@ def describe(
     ] = None,
 ) -> None:
     """Describe clips in words. The text goes to stdout, everything else to stderr."""
-    from .runtime.contact_sheet import check_writable, write_contact_sheet
+    from .runtime.contact_sheet import check_writable
     from .runtime.engines import check_backend
     from .runtime.pipeline import Pipeline
+    from .runtime.video import check_file
 
     check_backend(backend)
     if keyframes is not None:
         if len(clips) > 1:
             raise OutputError(f"{keyframes}: one contact sheet holds one clip; {len(clips)} clips were given")
         check_writable(keyframes)
-    failed = 0
-    with Pipeline(_open_bundle(bundle), backend=backend, max_tokens=max_tokens) as pipeline:
-        for clip in clips:
-            try:
-                found = _describe_one(pipeline, clip, as_json, named=len(clips) > 1)
-            except ClipError as exc:  # one bad clip does not stop the others
-                _say(f"error: {exc}")
-                failed += 1
-                continue
-            if keyframes is not None:
-                write_contact_sheet(found, keyframes)
-    if failed:
+    readable = [clip for clip in clips if _try(check_file, clip)]
+    described = 0
+    if readable:  # nothing is loaded, let alone exported, for a misspelt name
+        with Pipeline(_open_bundle(bundle), backend=backend, max_tokens=max_tokens) as pipeline:
+            printer = _Printer(pipeline, as_json, keyframes, named=len(clips) > 1)
+            described = sum(_try(printer.describe, clip) for clip in readable)
+    if described < len(clips):
         if len(clips) > 1:
-            _say(f"{failed} of {len(clips)} clips could not be described")
+            _say(f"{len(clips) - described} of {len(clips)} clips could not be described")
         raise typer.Exit(ClipError.exit_code)
+
+
+def _try(work: Callable[[Path], None], clip: Path) -> bool:
+    """Whether `work` can read the clip; if not, say why: one bad clip does not stop the others."""
+    try:
+        work(clip)
+    except ClipError as exc:
+        _say(f"error: {exc}")
+        return False
+    return True
 
 
 def _open_bundle(path: Path | None) -> Bundle:
@@ -143,24 +151,35 @@ def _open_bundle(path: Path | None) -> Bundle:
     return Bundle.load(path)
 
 
-def _describe_one(pipeline: Pipeline, clip: Path, as_json: bool, named: bool) -> Description:
-    """Describe one clip and print it: as JSON when done, or as text while it is generated."""
-    opening = f"{clip}: " if named else ""
+@dataclass
+class _Printer:
+    """Describes clips and prints them: as JSON when done, or as text while it is generated."""
 
-    def show(text: str) -> None:
-        nonlocal opening
-        print(opening + text, end="", flush=True)
-        opening = ""
+    pipeline: Pipeline
+    as_json: bool
+    keyframes: Path | None
+    named: bool  # whether each text is led by its clip's name
 
-    found = pipeline.describe(clip, on_text=None if as_json else show)
-    if as_json:
-        print(json.dumps(found.to_json(), ensure_ascii=False), flush=True)
-    else:
-        print(flush=True)
-        _say(_figures(found))
-    for warning in found.warnings:
-        _say(f"warning: {warning}")
-    return found
+    def describe(self, clip: Path) -> None:
+        opening = f"{clip}: " if self.named else ""
+
+        def show(text: str) -> None:
+            nonlocal opening
+            print(opening + text, end="", flush=True)
+            opening = ""
+
+        found = self.pipeline.describe(clip, on_text=None if self.as_json else show)
+        if self.as_json:
+            print(json.dumps(found.to_json(), ensure_ascii=False), flush=True)
+        else:
+            print(flush=True)
+            _say(_figures(found))
+        for warning in found.warnings:
+            _say(f"warning: {warning}")
+        if self.keyframes is not None:
+            from .runtime.contact_sheet import write_contact_sheet
+
+            write_contact_sheet(found, self.keyframes)
 
 
 def _figures(found: Description) -> str:

@@ -77,7 +77,7 @@ def read_candidates(path: Path | str, limit: int, collector: Callable[[], C]) ->
     than 4096 x 3072 pixels.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     collected = collector()
     first = _read(path, None, limit, collected)
     wanted = candidate_indices(first.frames, limit)
@@ -106,7 +106,8 @@ def _warnings(path: Path, found: _Pass) -> list[str]:
     return []
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise `ClipError`, naming the file, where it is not a readable file with something in it: decodes nothing."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
