@@ -116,15 +116,13 @@ class Pipeline:
         manifest = bundle.manifest
         if manifest.encoder.frames != manifest.sampler.keyframes:
             raise BundleError(f"{bundle.path}: the encoder reads another number of frames than the sampler picks")
-        with ThreadPoolExecutor(max_workers=3) as pool:
-            vgg16 = pool.submit(self._load, VGG16, backend)
-            encoder = pool.submit(self._load, ENCODER, backend)
+        with ThreadPoolExecutor(max_workers=1) as pool:  # the graphs one after the other: loading one needs it thrice
             decoder = pool.submit(self._load_decoder, max_tokens)
+            vgg16, self.encoder = self._load(VGG16, backend), self._load(ENCODER, backend)
             self.decoder = decoder.result()
-            self.encoder = encoder.result()
-            self.sampler = Sampler(manifest.sampler, vgg16.result())
+        self.sampler = Sampler(manifest.sampler, vgg16)
         self.backends = {
-            "sampler": f"{vgg16.result().name} {vgg16.result().device}",
+            "sampler": f"{vgg16.name} {vgg16.device}",
             "encoder": f"{self.encoder.name} {self.encoder.device}",
             "decoder": self.decoder.backend,
         }

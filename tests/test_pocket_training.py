@@ -65,20 +65,20 @@ def describer() -> Describer:
 def trained(describer: Describer, samples: list[Sample]) -> tuple[Trainer, list[float], list[float]]:
     """A trainer after a few steps of each phase on one batch, and the losses of each phase."""
     trainer = Trainer(describer, seed=0)
-    seeing = [sum(trainer.advance(samples, 0.0, 1e-3).values()) for _ in range(8)]
+    seeing = [sum(trainer.advance(samples, 0.0, 1e-3).values()) for _ in range(6)]
     trainer.enter("speak")
-    speaking = [trainer.advance(samples, 0.0, 1e-3)["caption"] for _ in range(5)]
+    speaking = [trainer.advance(samples, 0.0, 1e-3)["caption"] for _ in range(4)]
     return trainer, seeing, speaking
 
 
 def test_a_few_steps_lower_the_loss_of_seeing(trained: tuple[Trainer, list[float], list[float]]) -> None:
     _, seeing, _ = trained
-    assert seeing[-1] < 0.85 * seeing[0]
+    assert seeing[-1] < 0.9 * seeing[0]
 
 
 def test_a_few_steps_lower_the_loss_of_speaking(trained: tuple[Trainer, list[float], list[float]]) -> None:
     _, _, speaking = trained
-    assert speaking[-1] < 0.8 * speaking[0]
+    assert speaking[-1] < 0.85 * speaking[0]
 
 
 def test_a_checkpoint_brings_a_trainer_back_to_its_step(

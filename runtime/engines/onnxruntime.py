@@ -26,6 +26,8 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = len(os.sched_getaffinity(0))  # a container's share, not the machine's cores
         # Idle threads that spin cost power, and time where something else runs beside.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # The arena never gives back what one run needed: 180 MB over pocket's two graphs, for 3 to 9 % of speed.
+        options.enable_cpu_mem_arena = False
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # its exceptions share no base but Exception
