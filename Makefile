@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # From pyproject.toml, so that the version is written once.
 LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
-# Of llama.cpp only the library is used. A GPU build adds to this: make demo CMAKE_ARGS="-DGGML_CUDA=on ..."
+# Of llama.cpp only the library is used. Replace this for a GPU build, before the first `make`.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF
 
 SAMPLES := models/pocket/sample
@@ -51,7 +51,9 @@ clean: ## remove what make made
 	rm -rf $(VENV) build *.egg-info
 
 $(VENV)/.llama: pyproject.toml
-	@test -d $(VENV) || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old: Python 3.10 or newer is needed; make PYTHON=python3.10 ..."; exit 1; }
+	# A venv without pip is what Debian leaves behind where python3-venv is not installed.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(PIP) install --quiet --upgrade pip
 	if $(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("llama-cpp-python") != "$(LLAMA)".split("==")[1])' 2>/dev/null; then
 	  touch $@; exit 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -75,6 +76,16 @@ class SamplerSpec:
     mean: list[float]
     std: list[float]
 
+    def __post_init__(self) -> None:
+        _require(
+            2 <= self.keyframes <= self.candidates <= 1024, "keyframes must be from 2 to candidates, those to 1024"
+        )
+        _require(0 <= self.level <= 6, "level must be from 0 to 6")
+        _require(32 <= self.size <= 1024, "size must be from 32 to 1024 pixels")
+        _require(0 <= self.seed < 2**31, "seed must be from 0 to 2147483647")
+        _require(_is_wavelet(self.wavelet), f"wavelet {self.wavelet!r} is not known to PyWavelets")
+        _check_normalisation(self.scale, self.mean, self.std)
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -92,6 +103,13 @@ class EncoderSpec:
     mean: list[float]
     std: list[float]
 
+    def __post_init__(self) -> None:
+        _require(self.frames >= 2 and self.frames % 2 == 0, "frames must be even and 2 or more")
+        _require(16 <= self.size <= self.resize <= 8192, "size must be 16 or more, and resize no less than it")
+        grid = self.token_grid
+        _require(len(grid) == 3 and min(grid) >= 1, "token_grid must be [time, rows, columns], each 1 or more")
+        _check_normalisation(self.scale, self.mean, self.std)
+
 
 @dataclass(frozen=True)
 class DecoderSpec:
@@ -101,6 +119,28 @@ class DecoderSpec:
     suffix: str
     max_tokens: int
     width: int
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 1 and self.width >= 1, "max_tokens and width must be 1 or more")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise SvrtError(otherwise)
+
+
+def _check_normalisation(scale: float, mean: list[float], std: list[float]) -> None:
+    _require(len(mean) == len(std) == 3, "mean and std must have three numbers each")
+    _require(all(map(math.isfinite, (scale, *mean, *std))), "scale, mean and std must be finite")
+    _require(scale > 0 and min(std) > 0, "scale and std must be above 0")
+
+
+def _is_wavelet(name: str) -> bool:
+    if name == "haar":
+        return True
+    import pywt
+
+    return name in pywt.wavelist(kind="discrete")
 
 
 @dataclass(frozen=True)
@@ -132,14 +172,15 @@ class Bundle:
 
         Raises `BundleError` naming the file that is missing, altered, or of another schema.
         """
-        bundle = cls._read(Path(path))
+        bundle = cls.read_manifest(Path(path))
         bundle.check_sizes()
         if verify:
             bundle.check_hashes()
         return bundle
 
     @classmethod
-    def _read(cls, path: Path) -> Bundle:
+    def read_manifest(cls, path: Path) -> Bundle:
+        """Read `bundle.json` alone, no file beside it. Raises `BundleError` where it is none of this schema."""
         file = path / MANIFEST
         try:
             text = file.read_bytes()
@@ -148,7 +189,7 @@ class Bundle:
             raise BundleError(f"{path}: not a bundle (no {MANIFEST}); make one with `svrt export --out`") from None
         except OSError as exc:
             raise BundleError(f"{file}: cannot be read: {exc.strerror}") from exc
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise BundleError(f"{file}: not JSON ({exc}); export the bundle again") from exc
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema != SCHEMA:
@@ -218,9 +259,9 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
     Raises `OutputError` where the place cannot be written or holds something that is not a bundle.
     """
-    out = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow a link that is to be replaced
-    _refuse_to_replace(out)
+    out = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow a link, which is to be refused
     try:
+        _refuse_to_replace(out)
         partial, lock = _lock_partial(out)
     except OSError as exc:
         raise OutputError(f"{out}: cannot write there: {exc.strerror}") from exc
@@ -238,16 +279,31 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
 
 def _refuse_to_replace(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    """Raise `OutputError` where the rename at the end would fail, or would remove anything but a bundle."""
+    if out.is_symlink():
+        raise OutputError(f"{out}: is a symbolic link; give the folder itself")
+    if not out.exists():
+        return
+    if not out.is_dir():
         raise OutputError(f"{out}: exists and is not a folder; choose another place")
-    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
-        raise OutputError(f"{out}: holds files that are not a bundle; choose an empty or new folder")
+    if out.is_mount():
+        raise OutputError(f"{out}: is a mount point and cannot be renamed over; choose a folder inside it")
+    held = {path.name for path in out.iterdir()}
+    if not held:
+        return
+    try:
+        known = {MANIFEST, *Bundle.read_manifest(out).manifest.files}
+    except BundleError:
+        known = set()
+    strange = sorted(held - known)
+    if strange:
+        raise OutputError(f"{out}: holds {strange[0]!r}, which is no part of a bundle; choose an empty or new folder")
 
 
 def _lock_partial(out: Path) -> tuple[Path, int]:
     """Make and lock the folder beside `out`, empty. The lock follows the inode, so check that it is still in place."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
+    partial, old = out.with_name(f".{out.name}.partial"), _set_aside(out)
     while True:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -258,17 +314,26 @@ def _lock_partial(out: Path) -> tuple[Path, int]:
         except FileNotFoundError:
             pass
         os.close(lock)
+    if old.is_dir():  # a power cut between the two renames
+        shutil.rmtree(old) if out.exists() else old.rename(out)
     for left in partial.iterdir():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     return partial, lock
 
 
+def _set_aside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
 def _move_into_place(partial: Path, out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
-        old = out.with_name(f".{out.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = _set_aside(out)
         out.rename(old)
-        partial.rename(out)
+        try:
+            partial.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         partial.rename(out)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +22,8 @@ _ROOT = Path(__file__).parent
 _INGREDIENTS = (
     _ROOT / "exporter" / "recipes" / f"{RECIPE}.toml",
     _ROOT / "models" / "pocket" / "weights" / "SHA256SUMS",
+    *sorted((_ROOT / "exporter").glob("*.py")),
+    *sorted((_ROOT / "models").glob("*.py")),
 )
 
 
@@ -37,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def built_in_path() -> Path:
-    """Where this version's built-in bundle lies, or will lie."""
+    """Where the built-in bundle of these weights and this exporter lies, or will lie."""
     digest = hashlib.sha256(f"{version('svrt')} {SCHEMA}".encode())
     for file in _INGREDIENTS:
         digest.update(file.read_bytes())
@@ -52,35 +56,45 @@ def built_in_bundle(say: Callable[[str], None] = lambda _: None) -> Bundle:
     """
     path = built_in_path()
     try:
-        bundle = Bundle.load(path)
+        return Bundle.load(path)
     except BundleError:
-        _make_folder(path.parent)
+        pass
+    with _locked(path.parent):
+        try:
+            return Bundle.load(path)  # another process was first
+        except BundleError:
+            shutil.rmtree(path, ignore_errors=True)
         say(f"exporting the built-in bundle to {path} (once, about 10 s)")
         _export(path)
-        bundle = Bundle.load(path)
-        _remove_older(path)
-    return bundle
+        return Bundle.load(path)
 
 
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold its lock: of several first runs, one exports."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as exc:
         raise OutputError(f"{folder}: cannot be made: {exc.strerror}; set XDG_CACHE_HOME, or give --bundle") from exc
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _export(path: Path) -> None:
-    command = [sys.executable, "-m", "svrt", "export", RECIPE, "--out", str(path)]
+    """Export in a child that starts in the cache's folder: Python would import from the folder it starts in."""
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "svrt", "export", RECIPE, "--out", str(path.absolute())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        cwd=path.parent,
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
         raise BundleError(f"the built-in bundle was not exported: {lines[-1].removeprefix('svrt: error: ')}")
-
-
-def _remove_older(path: Path) -> None:
-    """Bundles of other versions are 230 MB each, and a board's storage is small."""
-    for other in path.parent.glob(f"{RECIPE}-*"):
-        if other != path:
-            shutil.rmtree(other, ignore_errors=True)

@@ -6,7 +6,9 @@ imported inside it, so `svrt --help` is quick and `svrt describe` never loads th
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import ClipError, OutputError, SvrtError
+from .errors import ClipError, DecoderError, EngineError, OutputError, SvrtError
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -70,7 +72,7 @@ def export(
         from .exporter.recipe import read_recipe
         from .exporter.report import ExportDisplay
     except ImportError as exc:
-        raise SvrtError(f"export needs {exc.name}, which is not installed; run: pip install 'svrt[export]'") from exc
+        raise SvrtError(f"export lacks what it needs ({exc}); run: pip install 'svrt[export]'") from exc
     with ExportDisplay() as display:
         bundle = run(read_recipe(recipe), out, display.report)
     display.summary(bundle)
@@ -135,8 +137,8 @@ def _try(work: Callable[[Path], None], clip: Path) -> bool:
     """Whether `work` can read the clip; if not, say why: one bad clip does not stop the others."""
     try:
         work(clip)
-    except ClipError as exc:
-        _say(f"error: {exc}")
+    except (ClipError, EngineError, DecoderError) as exc:
+        _say(f"error: {exc}" if str(clip) in str(exc) else f"error: {clip}: {exc}")
         return False
     return True
 
@@ -170,9 +172,9 @@ class _Printer:
 
         found = self.pipeline.describe(clip, on_text=None if self.as_json else show)
         if self.as_json:
-            print(json.dumps(found.to_json(), ensure_ascii=False), flush=True)
+            print(json.dumps(found.to_json()), flush=True)
         else:
-            print(flush=True)
+            print(opening, flush=True)  # the name, if there was no text to lead
             _say(_figures(found))
         for warning in found.warnings:
             _say(f"warning: {warning}")
@@ -204,8 +206,14 @@ def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder
 
 def main() -> None:
     """Entry point: runs a command and turns what a user can mend into one line and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still gets its text
     try:
         app()
     except SvrtError as exc:
         _say(f"error: {exc}")
         sys.exit(exc.exit_code)
+    except OSError as exc:  # a full disk behind `>`; files of ours raise SvrtError
+        _say(f"error: cannot write the result: {exc.strerror or exc}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at exit
+        sys.exit(OutputError.exit_code)

@@ -24,6 +24,7 @@ from ..bundle import Bundle
 from ..cache import built_in_bundle
 from ..errors import SvrtError
 from ..runtime.pipeline import Pipeline, Timings
+from ..runtime.processors import usable_processors
 
 SAMPLE = Path(__file__).parent.parent / "models" / "pocket" / "sample" / "make.mp4"
 
@@ -36,13 +37,18 @@ def machine() -> str:
             name = line.split(":", 1)[1].strip()
             break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, Linux {platform.release()}"
+    return f"{name}, {usable_processors()} cores, {memory:.0f} GiB, Linux {platform.release()}"
 
 
 def versions() -> str:
-    """The libraries that do the work."""
-    names = ("svrt", "opencv-python-headless", "onnxruntime", "llama-cpp-python")
-    return ", ".join(f"{name} {version(name)}" for name in names) + f", Python {platform.python_version()}"
+    """The libraries that do the work, by what they say of themselves: a board may bring its own builds."""
+    import cv2
+    import llama_cpp
+    import onnxruntime
+
+    found = {"svrt": version("svrt"), "OpenCV": cv2.__version__, "ONNX Runtime": onnxruntime.__version__}
+    found |= {"llama-cpp-python": llama_cpp.__version__, "Python": platform.python_version()}
+    return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
 def table(cold: Timings, warm: list[Timings]) -> Table:

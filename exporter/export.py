@@ -12,7 +12,7 @@ import gguf
 import onnx
 
 from .. import bundle as contract
-from ..bundle import Bundle, DecoderSpec, EncoderSpec, FileRecord, Manifest, Parity, SamplerSpec, TensorSpec
+from ..bundle import Bundle, EncoderSpec, FileRecord, Manifest, Parity, TensorSpec
 from ..errors import RecipeError
 from ..models import vgg16, vjepa2
 from ..models.checkpoint import Checkpoint
@@ -25,24 +25,25 @@ from .recipe import Recipe
 Report = Callable[[str, int, int], None]
 
 STAGES = ("sources", "vgg16", "encoder", "parity", "merge", "quantize", "manifest")
-VJEPA2_RESIZE = 256 / 224  # VJEPA2VideoProcessor: the shorter side is resized to crop_size x 256 / 224
 
 
 def export(recipe: Recipe, out: Path, report: Report = lambda *_: None) -> Bundle:
     """Export `recipe` to the folder `out`, whole or not at all, and return the bundle.
 
     `report` is called as stages (`STAGES`) begin, advance and end. The same recipe, sources and versions give the same
-    bytes.
+    files, byte by byte; only the parity figures in the manifest, which are measured, may differ between machines.
 
     Raises `RecipeError` where a source is missing or parts do not fit each other, `CheckpointError` for tensors that
     do not, `OutputError` where `out` cannot be written.
     """
-    with contract.atomic_folder(out) as folder:
-        with _stage(report, "sources"):
-            paths = recipe.sources()
-            provenance = {role: fingerprint(path) for role, path in paths.items()}
+    out = out.absolute()  # `--out .` names another folder once this one is replaced
+    with _stage(report, "sources"):
+        paths = recipe.sources()
+        provenance = {role: fingerprint(path) for role, path in paths.items()}
         sampler, encoder, projector = (Checkpoint(paths[role]) for role in ("sampler", "encoder", "projector"))
-        sampler_spec, encoder_spec = _sampler_spec(recipe), _encoder_spec(recipe, encoder)
+        size = vjepa2.Config.read(encoder).crop_size
+        sampler_spec, encoder_spec = recipe.sampler.spec(), recipe.encoder.spec(recipe.sampler.keyframes, size)
+    with contract.atomic_folder(out) as folder:
         with _stage(report, "vgg16"):
             vgg16.build(sampler, recipe.sampler.size, recipe.sampler.precision).save(folder / contract.VGG16)
         with _stage(report, "encoder"):
@@ -56,7 +57,7 @@ def export(recipe: Recipe, out: Path, report: Report = lambda *_: None) -> Bundl
             parity[contract.ENCODER], tokens = encoder_parity(
                 folder / contract.ENCODER, encoder, projector, encoder_spec, clip, recipe.encoder.precision
             )
-        decoder_spec = _decoder_spec(recipe, width)
+        decoder_spec = recipe.decoder.spec(width)
         merged, quantized = folder / "merged.gguf", folder / contract.DECODER
         write_merged_gguf(
             paths["decoder"], paths.get("adapter"), merged, name=recipe.name, progress=_advance(report, "merge")
@@ -64,8 +65,7 @@ def export(recipe: Recipe, out: Path, report: Report = lambda *_: None) -> Bundl
         _check_width(merged, width)
         quantize(merged, quantized, recipe.decoder.quantization, progress=_advance(report, "quantize"))
         with _stage(report, "manifest"):
-            if recipe.decoder.quantization != "f16":
-                parity[contract.DECODER] = decoder_parity(quantized, merged, decoder_spec, tokens)
+            parity[contract.DECODER] = decoder_parity(quantized, merged, decoder_spec, tokens)
             merged.unlink()
             manifest = Manifest(
                 schema=contract.SCHEMA,
@@ -98,45 +98,13 @@ def fingerprint(path: Path) -> str:
     if path.is_file():
         return contract.sha256_of(path)
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.iterdir() if p.is_file()):
+    try:
+        files = sorted(p for p in path.iterdir() if p.is_file())
+    except OSError as exc:
+        raise RecipeError(f"{path}: cannot be read: {exc.strerror}") from exc
+    for file in files:
         digest.update(f"{contract.sha256_of(file)}  {file.name}\n".encode())
     return digest.hexdigest()
-
-
-def _sampler_spec(recipe: Recipe) -> SamplerSpec:
-    spec = recipe.sampler
-    return SamplerSpec(
-        keyframes=spec.keyframes,
-        candidates=spec.candidates,
-        wavelet=spec.wavelet,
-        level=spec.level,
-        size=spec.size,
-        seed=spec.seed,
-        channels=spec.channels,
-        scale=spec.scale,
-        mean=spec.mean,
-        std=spec.std,
-    )
-
-
-def _encoder_spec(recipe: Recipe, checkpoint: Checkpoint) -> EncoderSpec:
-    spec = recipe.encoder
-    size = vjepa2.Config.read(checkpoint).crop_size
-    return EncoderSpec(
-        frames=recipe.sampler.keyframes,
-        size=size,
-        fit=spec.fit,
-        resize=max(size, spec.resize or int(size * VJEPA2_RESIZE)),
-        token_grid=spec.token_grid,
-        scale=spec.scale,
-        mean=spec.mean,
-        std=spec.std,
-    )
-
-
-def _decoder_spec(recipe: Recipe, width: int) -> DecoderSpec:
-    spec = recipe.decoder
-    return DecoderSpec(prefix=spec.prefix, suffix=spec.suffix, max_tokens=spec.max_tokens, width=width)
 
 
 def _write_encoder(recipe: Recipe, checkpoint: Checkpoint, projector: Checkpoint, spec: EncoderSpec, out: Path) -> int:

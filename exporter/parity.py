@@ -52,7 +52,7 @@ def _judge(component: Path, precision: str, pairs: list[tuple[np.ndarray, np.nda
     if not (error <= RELATIVE_LIMIT.get(precision, np.inf) and cosine >= COSINE_LIMIT.get(precision, -1.0)):
         raise CheckpointError(
             f"{component.name}: {precision} differs from its reference by {error:.1e} (cosine {cosine:.6f}), over the "
-            "limit; export it in fp32, or check the checkpoint for values that are not finite"
+            "limit; " + ("export it in fp32" if precision == "fp16" else "are all values of the checkpoint finite?")
         )
     return Parity(relative_error=float(f"{error:.3g}"), cosine=round(cosine, 8), reference=against, data=DATA)
 
@@ -95,6 +95,8 @@ def decoder_parity(quantized: Path, merged: Path, spec: DecoderSpec, tokens: np.
     """
     logits = []
     for gguf in (quantized, merged):
-        with Decoder(gguf, prefix=spec.prefix, suffix=spec.suffix, max_tokens=1, video_tokens=len(tokens)) as decoder:
+        with Decoder(
+            gguf, prefix=spec.prefix, suffix=spec.suffix, max_tokens=spec.max_tokens, video_tokens=len(tokens)
+        ) as decoder:
             logits.append(decoder.prefill(tokens))
     return _judge(quantized, "", [(logits[0], logits[1])], "merged F16 GGUF")

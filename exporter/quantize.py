@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DecoderError, OutputError, RecipeError
+from ..runtime.processors import usable_processors
 
 # llama.cpp's number (`enum llama_ftype`) and nominal bits per weight of each; the bits serve the progress display only.
 QUANTIZATIONS: dict[str, tuple[int, float]] = {
@@ -64,12 +65,13 @@ def quantize(f16: Path, out: Path, quantization: str, *, progress: Callable[[int
 def _run_child(source: Path, out: Path, quantization: str, progress: Callable[[int, int], None]) -> None:
     out.touch()  # an unwritable folder is told from here, in its own words
     expected = int(source.stat().st_size * QUANTIZATIONS[quantization][1] / 16)
-    command = [sys.executable, "-m", __name__, str(source), str(out), quantization]
+    # Python would import from the folder it starts in: not from the user's.
+    command = [sys.executable, "-m", __name__, str(source.absolute()), str(out.absolute()), quantization]
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # an abort's last words are to be the assertion
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            command, env=environment, cwd=out.parent, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
         ) as child,
     ):
         try:
@@ -103,7 +105,7 @@ def _main(arguments: list[str]) -> int:
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = QUANTIZATIONS[quantization][0]
-    parameters.nthread = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parameters.nthread = usable_processors()
     parameters.max_buf_size = _BUFFER_BYTES
     status = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters))
     return 1 if status else 0

@@ -7,10 +7,11 @@ built-in recipes lie in `svrt/exporter/recipes`.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from ..bundle import DecoderSpec, EncoderSpec, SamplerSpec
 from ..errors import RecipeError, SvrtError
 from ..models.graph import Precision
 from ..records import from_json
@@ -24,6 +25,7 @@ else:
 
 BUILT_IN = Path(__file__).parent / "recipes"
 
+VJEPA2_RESIZE = 256 / 224  # VJEPA2VideoProcessor: the shorter side is resized to crop_size x 256 / 224
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # RGB, 0 to 1: torchvision's and V-JEPA 2's normalisation
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -45,6 +47,11 @@ class SamplerRecipe:
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
     precision: Precision = "fp32"
 
+    def spec(self) -> SamplerSpec:
+        """What the bundle says of it; raises `SvrtError` for values that cannot work."""
+        values = asdict(self)
+        return SamplerSpec(**{name: values[name] for name in SamplerSpec.__dataclass_fields__})
+
 
 @dataclass(frozen=True)
 class EncoderRecipe:
@@ -58,6 +65,19 @@ class EncoderRecipe:
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
     precision: Precision = "fp32"
+
+    def spec(self, frames: int, size: int) -> EncoderSpec:
+        """What the bundle says of it, for a checkpoint of `size` pixels; raises `SvrtError` as above."""
+        return EncoderSpec(
+            frames=frames,
+            size=size,
+            fit=self.fit,
+            resize=self.resize or int(size * VJEPA2_RESIZE),
+            token_grid=self.token_grid,
+            scale=self.scale,
+            mean=self.mean,
+            std=self.std,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,10 @@ class DecoderRecipe:
     adapter: str | None = None
     quantization: str = "q4_k_m"
     max_tokens: int = 96
+
+    def spec(self, width: int) -> DecoderSpec:
+        """What the bundle says of it, for video tokens of `width`; raises `SvrtError` as above."""
+        return DecoderSpec(prefix=self.prefix, suffix=self.suffix, max_tokens=self.max_tokens, width=width)
 
 
 @dataclass(frozen=True)
@@ -110,9 +134,12 @@ def read_recipe(recipe: str) -> Recipe:
     path = BUILT_IN / f"{recipe}.toml" if recipe in built_in else Path(recipe)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        names = ", ".join(built_in)
-        raise RecipeError(f"{recipe}: no recipe of that name or path; built in: {names}") from None
+    except FileNotFoundError:
+        raise RecipeError(f"{recipe}: no recipe of that name or path; built in: {', '.join(built_in)}") from None
+    except OSError as exc:
+        raise RecipeError(f"{path}: cannot be read: {exc.strerror}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not a text file; a recipe is TOML") from None
     except tomllib.TOMLDecodeError as exc:
         raise RecipeError(f"{path}: not TOML: {exc}") from exc
     try:
@@ -120,24 +147,21 @@ def read_recipe(recipe: str) -> Recipe:
         _check(read)
     except SvrtError as exc:
         raise RecipeError(f"{path}: {exc}") from None
-    return replace(read, folder=path.parent.absolute())
+    decoder = replace(read.decoder, quantization=read.decoder.quantization.lower())
+    return replace(read, decoder=decoder, folder=path.parent.absolute())
 
 
 def _check(recipe: Recipe) -> None:
-    """Raise `RecipeError` for values of the right type that cannot work."""
-    sampler, encoder, decoder = recipe.sampler, recipe.encoder, recipe.decoder
-    if not 2 <= sampler.keyframes <= sampler.candidates:
-        raise RecipeError("sampler.keyframes must be from 2 to sampler.candidates")
-    if sampler.size < 32 or not 0 <= sampler.level <= 6:
-        raise RecipeError("sampler.size must be 32 or more and sampler.level from 0 to 6")
-    if sampler.keyframes % 2:
-        raise RecipeError("sampler.keyframes must be even: the encoder reads frames in pairs")
-    if len(encoder.token_grid) != 3:
-        raise RecipeError("encoder.token_grid must be [time, rows, columns]")
-    for where, spec in (("sampler", sampler), ("encoder", encoder)):
-        if len(spec.mean) != 3 or len(spec.std) != 3 or min(spec.std) <= 0 or spec.scale <= 0:
-            raise RecipeError(f"{where}: mean and std are three numbers each, std and scale above 0")
-    if decoder.quantization not in QUANTIZATIONS:
-        raise RecipeError(f"decoder.quantization = {decoder.quantization!r}; one of {', '.join(QUANTIZATIONS)}")
-    if decoder.max_tokens < 1:
-        raise RecipeError("decoder.max_tokens must be 1 or more")
+    """Raise `SvrtError` for values of the right type that cannot work."""
+    for where, check in (
+        ("sampler", recipe.sampler.spec),
+        ("encoder", lambda: recipe.encoder.spec(recipe.sampler.keyframes, recipe.encoder.resize or 256)),
+        ("decoder", lambda: recipe.decoder.spec(1)),
+    ):
+        try:
+            check()
+        except SvrtError as exc:
+            raise SvrtError(f"[{where}] {exc}") from None
+    if recipe.decoder.quantization.lower() not in QUANTIZATIONS:
+        given = recipe.decoder.quantization
+        raise SvrtError(f"decoder.quantization = {given!r}; one of {', '.join(QUANTIZATIONS)}")

@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..bundle import Bundle
 
@@ -55,11 +56,11 @@ class ExportDisplay:
     def summary(self, bundle: Bundle) -> None:
         """Print what the bundle holds, on stdout."""
         manifest = bundle.manifest
-        table = Table(title=f"{manifest.name}  {bundle.path}", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=Text(f"{manifest.name}  {bundle.path}"), title_justify="left", box=None, pad_edge=False)
         for heading in ("file", "precision", "MB", "relative error", "cosine", "against"):
             table.add_column(heading, justify="right" if heading in ("MB", "relative error", "cosine") else "left")
         for name, record in manifest.files.items():
             found = manifest.parity.get(name)
             figures = (f"{found.relative_error:.1e}", f"{found.cosine:.6f}", found.reference) if found else ("", "", "")
-            table.add_row(name, record.precision, f"{record.bytes / 1e6:.1f}", *figures)
+            table.add_row(Text(name), record.precision, f"{record.bytes / 1e6:.1f}", *figures)
         Console(soft_wrap=True).print(table)

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 Fit = Literal["crop", "stretch"]
-FITS: tuple[Fit, ...] = ("crop", "stretch")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 
-INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
+INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAMES = ("model.safetensors", "adapter_model.safetensors")
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 
@@ -42,10 +42,8 @@ class Checkpoint:
             return dict.fromkeys(self._names_in(self.path), self.path)
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path}: no such checkpoint file or folder")
-        for name in INDEX_NAMES:
-            index = self.path / name
-            if index.is_file():
-                return self._locate_shards(index)
+        if (self.path / INDEX_NAME).is_file():
+            return self._locate_shards(self.path / INDEX_NAME)
         for name in SINGLE_NAMES:
             if (self.path / name).is_file():
                 return dict.fromkeys(self._names_in(self.path / name), self.path / name)
@@ -56,9 +54,9 @@ class Checkpoint:
     def _locate_shards(self, index: Path) -> dict[str, Path]:
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as exc:
+            located = {name: self.path / shard for name, shard in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise CheckpointError(f"{index}: not a shard index with a weight_map: {exc}") from exc
-        located = {name: self.path / shard for name, shard in weight_map.items()}
         for shard in sorted(set(located.values())):
             if not shard.is_file():
                 raise CheckpointError(f"{shard}: shard named by {index.name} is missing; download it again")
@@ -95,14 +93,20 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return tuple(self._handle(name).get_slice(name).get_shape())
+        try:
+            return tuple(self._handle(name).get_slice(name).get_shape())
+        except SafetensorError as exc:
+            raise CheckpointError(f"{self._file_of[name]}: tensor {name!r} is not in it: {exc}") from exc
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """One tensor in its stored dtype (float32, float16 or ml_dtypes.bfloat16).
 
         Raises `CheckpointError` where it is missing or has another shape than `shape`.
         """
-        array: np.ndarray = self._handle(name).get_tensor(name)
+        try:
+            array: np.ndarray = self._handle(name).get_tensor(name)
+        except (SafetensorError, AttributeError, TypeError) as exc:  # the latter two: a dtype numpy has no name for
+            raise CheckpointError(f"{self._file_of[name]}: tensor {name!r} cannot be read: {exc}") from exc
         if shape is not None and array.shape != shape:
             raise CheckpointError(f"{self.path}: tensor {name!r} is {list(array.shape)}, expected {list(shape)}")
         return array
@@ -119,9 +123,11 @@ class Checkpoint:
         file = self.folder / name
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
-        except OSError:
+        except FileNotFoundError:
             raise CheckpointError(f"{file}: missing; it belongs beside the tensors") from None
-        except ValueError as exc:
+        except OSError as exc:
+            raise CheckpointError(f"{file}: cannot be read: {exc.strerror}") from None
+        except (ValueError, RecursionError) as exc:
             raise CheckpointError(f"{file}: not JSON: {exc}") from exc
         if not isinstance(value, dict):
             raise CheckpointError(f"{file}: expected a JSON object")

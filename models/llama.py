@@ -146,6 +146,13 @@ class LlamaShape:
 
         Raises `CheckpointError` for another architecture, a setting llama.cpp's LLaMA does not have, or a missing key.
         """
+        try:
+            return cls._from_config(config, where)
+        except (TypeError, ValueError, AttributeError, KeyError) as exc:
+            raise CheckpointError(f"{where}: a value has the wrong type: {exc}") from exc
+
+    @classmethod
+    def _from_config(cls, config: Mapping[str, Any], where: Path) -> LlamaShape:
         _refuse_other_architectures(config, where)
         rope, theta = _rope(config, where)
         heads, width = _positive(config, "num_attention_heads", where), _positive(config, "hidden_size", where)

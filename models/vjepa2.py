@@ -51,8 +51,10 @@ class Config:
         if values.get("hidden_act", "gelu") != "gelu" or values.get("in_chans", 3) != 3:
             raise CheckpointError(f"{checkpoint.folder / 'config.json'}: only hidden_act 'gelu' on 3 channels is known")
         config = cls(**{name: _config_value(values, name, checkpoint) for name in cls.__dataclass_fields__})
-        if config.hidden_size % config.num_attention_heads:
-            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: hidden_size is not a multiple of the heads")
+        if config.hidden_size % config.num_attention_heads or config.head_dim % 2 or config.head_dim < 6:
+            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: heads must be 6 wide or more, and even")
+        if config.crop_size % config.patch_size:
+            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: crop_size is not a multiple of patch_size")
         return config
 
     @property
@@ -72,7 +74,7 @@ class Config:
 def _config_value(values: dict[str, Any], name: str, checkpoint: Checkpoint) -> Any:
     default: bool | int | float = getattr(Config, name)
     value: Any = values.get(name, default)
-    if isinstance(value, (list, tuple)) and len(set(value)) == 1:  # patch_size may be [16, 16]
+    if isinstance(value, list) and value and all(item == value[0] for item in value):  # patch_size may be [16, 16]
         value = value[0]
     if isinstance(default, bool):
         usable = isinstance(value, bool)

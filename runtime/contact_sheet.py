@@ -47,11 +47,11 @@ def check_writable(path: Path) -> None:
     """Raise `OutputError` before any work where a picture could not be written to `path`."""
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"{path}: the contact sheet's name must end in {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file for the contact sheet")
     try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file for the contact sheet")
         with tempfile.TemporaryFile(dir=path.parent):
-            pass
+            path.exists()  # a name that is too long
     except OSError as exc:
         raise OutputError(f"{path}: cannot be written: {exc.strerror}") from exc
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DecoderError
+from .processors import usable_processors
 
 _LOG_ERROR = 4  # ggml.h, GGML_LOG_LEVEL_ERROR
 _DEVICE_GPUS = (1, 2)  # ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
@@ -136,7 +137,7 @@ class Decoder:
             # A batch larger than the longest stretch would only cost memory.
             longest = max(len(self._prefix), len(self._suffix), video_tokens)
             self._batch = _Batch(self._lib, min(n_batch, longest))
-            self._context = self._create_context(threads or _usable_processors())
+            self._context = self._create_context(threads or usable_processors())
             self._free_context = weakref.finalize(self, self._lib.llama_free, self._context)
             self._memory = self._lib.llama_get_memory(self._context)
             self._length = 0  # positions in the cache
@@ -404,7 +405,3 @@ def _highest(logits: np.ndarray) -> int:
     if not np.isfinite(logits[token]):  # argmax finds a NaN first
         raise DecoderError("the decoder's logits are not finite; its weights or the video tokens are damaged")
     return token
-
-
-def _usable_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

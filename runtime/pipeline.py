@@ -138,7 +138,7 @@ class Pipeline:
             self.bundle.file(DECODER),
             prefix=manifest.decoder.prefix,
             suffix=manifest.decoder.suffix,
-            max_tokens=max_tokens or manifest.decoder.max_tokens,
+            max_tokens=manifest.decoder.max_tokens if max_tokens is None else max_tokens,
             video_tokens=int(np.prod(manifest.encoder.token_grid)),
         )
 

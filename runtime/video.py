@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,10 @@ from ..kernels.preprocess import resize
 MAX_PIXELS = 4096 * 3072
 MIN_FRAMES = 2
 MISSING_SHARE = 0.25  # of the declared frames; below it, containers with edit lists and variable rates are simply wrong
+MAX_COMPLAINTS = 100  # of libav kept a pass
+PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n")  # FFmpeg would open the files that these name
+_LAST_LINE = b"\0svrt: decoded\n"
+_stderr_is_ours = threading.Lock()
 _LIBAV_LINE = re.compile(r"^\[(?P<codec>[\w,/.+ -]+) @ 0x[0-9a-f]+\] ?(?P<message>.*)$")
 _NOISE = re.compile(r"^\s*Last message repeated \d+ times$|^\[ ?[A-Z]+:\d+@|^OpenCV: ")  # libav's echo, OpenCV's log
 
@@ -109,6 +113,10 @@ def _warnings(path: Path, found: _Pass) -> list[str]:
 def check_file(path: Path) -> None:
     """Raise `ClipError`, naming the file, where it is not a readable file with something in it: decodes nothing."""
     try:
+        str(path).encode()
+    except UnicodeEncodeError:  # OpenCV crashes on such a name
+        raise ClipError(f"{str(path)!a}: the name is not valid UTF-8; rename the file") from None
+    try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ClipError(f"{path}: is a folder; give a video file")
@@ -116,8 +124,9 @@ def check_file(path: Path) -> None:
             raise ClipError(f"{path}: is not a regular file; give a video file")
         if status.st_size == 0:
             raise ClipError(f"{path}: is empty (0 bytes); record or copy it again")
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            if file.read(8).startswith(PLAYLISTS):
+                raise ClipError(f"{path}: is a playlist; give the video file itself")
     except OSError as exc:
         raise ClipError(f"{path}: cannot be read: {exc.strerror}; check the path") from None
 
@@ -179,26 +188,40 @@ def _grab(capture: cv2.VideoCapture, wanted: set[int], found: _Pass) -> Iterator
 def _decoder_complaints() -> Iterator[list[str]]:
     """Collect what libav says about damage: OpenCV gives out frames without saying that they were patched.
 
-    libav writes errors to file descriptor 2, so that is redirected to a file while decoding. Lines of anyone else are
-    passed on afterwards.
+    libav writes errors to file descriptor 2 of the process, so while one clip is decoded that is a pipe, and another
+    thread's clip waits. Lines of anyone else are passed on.
     """
     complaints: list[str] = []
-    try:
-        saved = os.dup(2)
-    except OSError:  # no stderr at all, as in some services
-        yield complaints
-        return
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 2)
+    with _stderr_is_ours:
+        try:
+            saved = os.dup(2)
+        except OSError:  # no stderr at all, as in some services
+            yield complaints
+            return
+        source, sink = os.pipe()
+        listener = threading.Thread(target=_listen, args=(source, saved, complaints), daemon=True)
+        listener.start()
+        os.dup2(sink, 2)
         try:
             yield complaints
         finally:
             os.dup2(saved, 2)
+            os.write(sink, _LAST_LINE)  # not by end of file: a child started meanwhile may hold the pipe open
+            listener.join()
+            os.close(sink)
             os.close(saved)
-            log.seek(0)
-            for line in log.read(1 << 20).decode(errors="replace").splitlines():
-                match = _LIBAV_LINE.match(line)
-                if match:
+
+
+def _listen(source: int, stderr: int, complaints: list[str]) -> None:
+    """Sort the pipe's lines until `_LAST_LINE`: libav's are kept, `MAX_COMPLAINTS` of them, others' go to `stderr`."""
+    with os.fdopen(source, "rb") as lines:
+        for line in lines:
+            if line.endswith(_LAST_LINE):
+                return
+            text = line.decode(errors="replace").rstrip("\n")
+            match = _LIBAV_LINE.match(text)
+            if match:
+                if len(complaints) < MAX_COMPLAINTS:
                     complaints.append(f"{match['codec']}: {match['message']}".rstrip(": "))
-                elif line.strip() and not _NOISE.match(line):
-                    os.write(2, line.encode() + b"\n")
+            elif text.strip() and not _NOISE.match(text):
+                os.write(stderr, line)

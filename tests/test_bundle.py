@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from svrt import bundle as contract
@@ -95,7 +96,7 @@ def test_a_manifest_of_another_shape_is_refused(toy, change, message):
     assert str(file) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff", "[" * 100_000])
 def test_garbage_for_a_manifest_is_refused(toy, text):
     (toy / contract.MANIFEST).write_text(text)
     with pytest.raises(BundleError, match=r"bundle\.json"):
@@ -138,6 +139,71 @@ def test_a_failure_leaves_nothing_and_keeps_the_older_bundle(tmp_path, error):
     assert os.listdir(tmp_path) == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wavelet": "foo"}, "wavelet 'foo'"),
+        ({"level": -1}, "level"),
+        ({"seed": 2**40}, "seed"),
+        ({"mean": [1.0]}, "three numbers"),
+        ({"size": 1}, "size"),
+    ],
+)
+def test_a_manifest_whose_values_cannot_work_is_refused(toy, change, message):
+    file = toy / contract.MANIFEST
+    values = json.loads(file.read_text())
+    values["sampler"].update(change)
+    file.write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(toy)
+
+
+def test_a_folder_that_only_looks_like_a_bundle_is_never_replaced(toy, tmp_path):
+    (toy / "notes.txt").write_text("dear")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "bundle.json").write_text("{}")
+    for place, kept in ((toy, "notes.txt"), (project, "bundle.json")):
+        with pytest.raises(OutputError, match=kept), atomic_folder(place):
+            pytest.fail("began to work")
+        assert (place / kept).exists()
+
+
+def test_links_and_mount_points_are_refused_before_any_work(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="symbolic link"), atomic_folder(tmp_path / "link"):
+        pytest.fail("began to work")
+    with pytest.raises(OutputError, match="mount point"), atomic_folder(Path("/proc")):
+        pytest.fail("began to work")
+
+
+def test_a_rename_that_fails_puts_the_older_bundle_back(tmp_path, monkeypatch):
+    out = tmp_path / "b"
+    with atomic_folder(out) as folder:
+        make_bundle(folder, "old")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match="Input/output"), atomic_folder(out) as folder:
+        make_bundle(folder, "new")
+    assert Bundle.load(out).manifest.name == "old"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_power_cut_between_the_two_renames_is_mended(tmp_path):
+    (tmp_path / ".b.old").mkdir()
+    make_bundle(tmp_path / ".b.old", "old")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "b"):
+        raise KeyboardInterrupt
+    assert Bundle.load(tmp_path / "b").manifest.name == "old"
+    assert os.listdir(tmp_path) == ["b"]
+
+
 def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "child.jpg").write_text("dear")
@@ -148,7 +214,7 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     assert (tmp_path / "photos" / "child.jpg").read_text() == (tmp_path / "file").read_text() == "dear"
 
 
-@pytest.mark.parametrize("place", ["file/b", "/proc/b"])
+@pytest.mark.parametrize("place", ["file/b", "/proc/b", "n" * 300])
 def test_an_unwritable_place_is_told_before_any_work(tmp_path, place):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot write there"), atomic_folder(tmp_path / place):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -130,6 +131,8 @@ def test_wrong_names_and_places_are_refused_before_any_work(pocket, clip, tmp_pa
     assert "one clip" in refused(svrt("describe", clip, clip, "--bundle", pocket.path, "--keyframes", picture))
     assert "'cuda'" in refused(svrt("describe", clip, "--bundle", pocket.path, "--backend", "cuda"))
     assert "not a bundle" in refused(svrt("describe", clip, "--bundle", tmp_path))
+    long = tmp_path / ("n" * 300 + ".png")
+    assert "too long" in refused(svrt("describe", clip, "--bundle", pocket.path, "--keyframes", long))
     (tmp_path / "bad.toml").write_text("[sampler]\nlvel = 1\n")
     assert "lvel" in refused(svrt("export", tmp_path / "bad.toml", "--out", tmp_path / "b"))
     assert "/proc/b" in refused(svrt("export", "--out", "/proc/b"))
@@ -137,6 +140,21 @@ def test_wrong_names_and_places_are_refused_before_any_work(pocket, clip, tmp_pa
     (tmp_path / "full" / "photo.jpg").touch()
     assert "full" in refused(svrt("export", "--out", tmp_path / "full"))
     assert sorted(os.listdir(tmp_path)) == ["bad.toml", "full"]
+
+
+def test_a_full_disk_behind_the_output_is_one_line(pocket, clip):
+    command = [sys.executable, "-m", "svrt", "describe", str(clip), "--bundle", str(pocket.path), "--json"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["svrt: error: cannot write the result: No space left on device"]
+
+
+def test_a_terminal_without_utf8_still_gets_its_json(pocket, clip, tmp_path):
+    path = tmp_path / "wurf über.mp4"
+    path.write_bytes(clip.read_bytes())
+    done = svrt("describe", path, "--bundle", pocket.path, "--json", "--max-tokens", 2, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and json.loads(done.stdout)["clip"] == str(path)
 
 
 def test_version_and_help():
@@ -160,7 +178,7 @@ def test_exporting_again_gives_the_same_bytes(pocket, tmp_path):
     done = svrt("export", "pocket", "--out", tmp_path / "again")
     assert done.returncode == 0, done.stderr
     assert "decoder.gguf" in done.stdout
-    assert Bundle.load(tmp_path / "again").sha256 == pocket.sha256
+    assert Bundle.load(tmp_path / "again").manifest.files == pocket.manifest.files
 
 
 def test_ctrl_c_in_an_export_leaves_nothing(tmp_path):
@@ -187,6 +205,13 @@ def test_the_built_in_bundle_is_exported_once_and_mended_when_damaged(clip, tmp_
     assert second.stderr == ""
     assert json.loads(first.stdout)["text"] == json.loads(second.stdout)["text"]
     (bundle,) = (tmp_path / "svrt").iterdir()
+    (bundle / "bundle.json").unlink()
+    (trap := tmp_path / "trap").mkdir()
+    (trap / "numpy.py").write_text("raise SystemExit('imported from the working folder')")
+    program = Path(sys.executable).with_name("svrt")
+    command = [program, "describe", str(clip), "--json", "--max-tokens", "4"]
+    done = subprocess.run(command, cwd=trap, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     with (bundle / "decoder.gguf").open("r+b") as file:
         file.truncate(1000)
     third = svrt("describe", clip, "--json", "--max-tokens", 4, **environment)

@@ -31,6 +31,11 @@ def test_a_recipe_is_read_with_the_papers_numbers_as_defaults(tmp_path):
     assert recipe.folder == tmp_path
 
 
+def test_a_quantization_is_read_in_either_spelling(tmp_path):
+    text = WHOLE.replace('prefix = "a"', 'prefix = "a"\nquantization = "Q4_K_M"')
+    assert read(tmp_path, text).decoder.quantization == "q4_k_m"
+
+
 def test_the_built_in_recipe_is_read_by_name():
     recipe = read_recipe("pocket")
     assert recipe.name == "pocket"
@@ -44,9 +49,15 @@ def test_the_built_in_recipe_is_read_by_name():
         ("[sampler]", "[sampler]\nlevel = '2'", r"sampler.level = '2' must be of type int"),
         ("[sampler]", "[sampler]\nlevel = true", "sampler.level"),
         ("[sampler]", "[sampler]\nmean = [1, 2]", "three numbers"),
-        ("[sampler]", "[sampler]\nkeyframes = 65", "sampler.keyframes"),
+        ("[sampler]", "[sampler]\nkeyframes = 65", "keyframes must be"),
         ("[sampler]", "[sampler]\nkeyframes = 15", "even"),
-        ("[sampler]", "[sampler]\nsize = 31", "32 or more"),
+        ("[sampler]", "[sampler]\nsize = 31", "size must be from 32"),
+        ("[sampler]", "[sampler]\nwavelet = 'foo'", "wavelet 'foo'"),
+        ("[sampler]", "[sampler]\nlevel = -1", "level"),
+        ("[sampler]", "[sampler]\nseed = 99999999999", "seed"),
+        ("[sampler]", "[sampler]\nscale = nan", "finite"),
+        ("[encoder]", "[encoder]\nresize = -5", "resize"),
+        ("[encoder]", "[encoder]\ntoken_grid = []", "token_grid"),
         ("[encoder]", "[encoder]\nfit = 'squash'", "one of crop, stretch"),
         ("[encoder]", "[encoder]\nprecision = 'int8'", "one of fp32, fp16"),
         ("[encoder]", "[encoder]\ntoken_grid = [4, 4]", "token_grid"),

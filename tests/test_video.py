@@ -1,5 +1,6 @@
 """Reading clips: which frames, at which times, upright, in bounded memory, and what is said of damaged ones."""
 
+import os
 import wave
 
 import cv2
@@ -82,12 +83,34 @@ def test_garbage_in_the_middle_is_described_with_a_warning(tmp_path):
 
 
 def test_what_others_write_to_stderr_meanwhile_is_passed_on(capfd):
-    import os
-
     with video._decoder_complaints() as complaints:
         os.write(2, b"[h264 @ 0x55d0c0ffee00] error while decoding MB 3 4\n[mystery] someone else's line\n")
     assert complaints == ["h264: error while decoding MB 3 4"]
     assert capfd.readouterr().err == "[mystery] someone else's line\n"
+
+
+def test_clips_read_in_several_threads_keep_their_warnings_and_stderr(tmp_path, clip, capfd):
+    import threading
+
+    cut = write_video(tmp_path / "x.mkv", moving_ball(60))
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
+    found = {}
+    readers = [threading.Thread(target=lambda p=p: found.update({p: read(p)[1]})) for p in (cut, clip) for _ in "123"]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert found[clip] == [] and "damaged" in found[cut][0]
+    os.write(2, b"still here\n")
+    assert capfd.readouterr().err == "still here\n"
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, clip):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.mp4")
+    with open(path, "wb") as file:  # noqa: PTH123
+        file.write(clip.read_bytes())
+    with pytest.raises(ClipError, match="not valid UTF-8"):
+        read(path)
 
 
 def bad_clip(tmp_path, kind):
@@ -96,6 +119,9 @@ def bad_clip(tmp_path, kind):
         path.mkdir()
     elif kind == "text":
         path.write_text("not a video\n" * 100)
+    elif kind == "playlist":
+        write_video(tmp_path / "other.avi", moving_ball(20), codec="MJPG")
+        path.write_text("ffconcat version 1.0\nfile other.avi\n")
     elif kind == "empty":
         path.touch()
     elif kind == "audio":
@@ -116,6 +142,7 @@ BAD_CLIPS = {
     "missing": "No such file",
     "folder": "is a folder",
     "text": "no picture could be decoded",
+    "playlist": "is a playlist",
     "empty": r"0 bytes",
     "audio": "no picture could be decoded",
     "truncated": "no picture could be decoded",

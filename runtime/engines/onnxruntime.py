@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from ...errors import EngineError
+from ..processors import usable_processors
 
 QUIET = 3  # ONNX Runtime's severity: errors and worse; its warnings are about the graph, not for a user
 
@@ -23,7 +23,7 @@ class OnnxRuntimeEngine:
         self.path, self.precision = path, precision
         options = ort.SessionOptions()
         options.log_severity_level = QUIET
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))  # a container's share, not the machine's cores
+        options.intra_op_num_threads = usable_processors()
         # Idle threads that spin cost power, and time where something else runs beside.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The arena never gives back what one run needed: 180 MB over pocket's two graphs, for 3 to 9 % of speed.
