@@ -101,7 +101,7 @@ def test_saved_weights_reload_in_transformers_and_peft_with_the_same_outputs(
     assert weights.wrong_sums(tmp_path) == []
     loaded = weights.load_describer(tmp_path, smollm_path())
     frames = stacked(samples[:1])
-    theirs = VJEPA2Model.from_pretrained(tmp_path / "encoder", attn_implementation="sdpa").eval()
+    theirs = VJEPA2Model.from_pretrained(tmp_path / "encoder", attn_implementation="sdpa", dtype=torch.float32).eval()
     with torch.no_grad():
         ours = loaded.encoder(frames)
         expected = theirs(loaded.encoder.pixels(frames), skip_predictor=True).last_hidden_state

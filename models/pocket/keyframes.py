@@ -1,0 +1,77 @@
+"""The frames that the runtime's sampler picks from a clip, so that training and scoring see what the device sees."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...bundle import EncoderSpec, SamplerSpec
+from ...runtime import engines
+from ...runtime.sampler import Candidates, Sampler
+from ...runtime.video import Frame, read_candidates
+from .. import vgg16
+from ..checkpoint import Checkpoint
+from .dataset import FRAME_SIZE, FRAMES, MAX_CANDIDATES, StoredClip
+from .network import MEAN, POOLED, STD
+
+VGG_SIZE = 96  # pixels: the pocket recipe's
+VGG_MEAN = [103.939, 116.779, 123.68]  # BGR, Oxford's
+
+SAMPLER = SamplerSpec(
+    keyframes=FRAMES,
+    candidates=MAX_CANDIDATES,
+    wavelet="haar",
+    level=2,
+    size=VGG_SIZE,
+    seed=0,
+    channels="bgr",
+    scale=1.0,
+    mean=VGG_MEAN,
+    std=[1.0, 1.0, 1.0],
+)
+ENCODER = EncoderSpec(
+    frames=FRAMES,
+    size=FRAME_SIZE,
+    fit="stretch",
+    resize=FRAME_SIZE,
+    token_grid=list(POOLED),
+    scale=1 / 255,
+    mean=list(MEAN),
+    std=list(STD),
+)
+
+
+def load_sampler(vgg: Path) -> Sampler:
+    """The runtime's sampler over a VGG-16 safetensors file."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "vgg16.onnx"
+        vgg16.build(Checkpoint(vgg), VGG_SIZE).save(graph)
+        return Sampler(SAMPLER, engines.load(graph))
+
+
+def pick(sampler: Sampler, clip: StoredClip, source: Path | None) -> tuple[int, ...]:
+    """Positions of the 16 keyframes among a clip's candidates, from its file, or from its stored frames when None."""
+    if source is not None:
+        collected, _ = read_candidates(source, MAX_CANDIDATES, lambda: Candidates(SAMPLER, ENCODER))
+    else:
+        collected = Candidates(SAMPLER, ENCODER)
+        for index in range(len(clip.jpegs)):
+            collected.add(Frame(index, index / 30, clip.frame(index)))
+    return tuple(sampler.pick(collected))
+
+
+def with_picks(clips: Sequence[StoredClip], vgg: Path, cache: Path, footage: Path | None = None) -> list[StoredClip]:
+    """The clips with their keyframes, picked once and kept in `picks.json` in the cache."""
+    path = cache / "picks.json"
+    known: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = [clip for clip in clips if clip.name not in known]
+    sampler = load_sampler(vgg) if missing else None
+    for clip in missing:
+        assert sampler is not None
+        known[clip.name] = list(pick(sampler, clip, None if footage is None else footage / clip.name))
+    if missing:
+        path.write_text(json.dumps(known), encoding="utf-8")
+    return [replace(clip, picks=tuple(known[clip.name])) for clip in clips]
