@@ -1,0 +1,1 @@
+"""The small built-in model: a rim camera's words, its renderer, its training and its weights."""

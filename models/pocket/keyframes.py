@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -67,11 +68,15 @@ def with_picks(clips: Sequence[StoredClip], vgg: Path, cache: Path, footage: Pat
     """The clips with their keyframes, picked once and kept in `picks.json` in the cache."""
     path = cache / "picks.json"
     known: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    missing = [clip for clip in clips if clip.name not in known]
-    sampler = load_sampler(vgg) if missing else None
-    for clip in missing:
-        assert sampler is not None
-        known[clip.name] = list(pick(sampler, clip, None if footage is None else footage / clip.name))
+    missing = [clip for clip in clips if _key(clip) not in known]
     if missing:
+        sampler = load_sampler(vgg)
+        for clip in missing:
+            known[_key(clip)] = list(pick(sampler, clip, None if footage is None else footage / clip.name))
         path.write_text(json.dumps(known), encoding="utf-8")
-    return [replace(clip, picks=tuple(known[clip.name])) for clip in clips]
+    return [replace(clip, picks=tuple(known[_key(clip)])) for clip in clips]
+
+
+def _key(clip: StoredClip) -> str:
+    """A clip's name and a hash of its frames."""
+    return f"{clip.name} {hashlib.sha256(b''.join(clip.jpegs)).hexdigest()[:12]}"
