@@ -184,7 +184,13 @@ def test_exporting_again_gives_the_same_bytes(pocket, tmp_path):
 def test_ctrl_c_in_an_export_leaves_nothing(tmp_path):
     out = tmp_path / "b"
     command = [sys.executable, "-m", "svrt", "export", "pocket", "--out", str(out)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us behind "&"
+    )
     partial = tmp_path / ".b.partial"
     deadline = time.monotonic() + 120
     while not (partial / "encoder.onnx").exists() and time.monotonic() < deadline:

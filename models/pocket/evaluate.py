@@ -1,8 +1,10 @@
 """How often the pocket model's sentences are true, on clips it has never seen.
 
     python -m svrt.models.pocket.evaluate --rim FOLDER [--weights FOLDER]
+    python -m svrt.models.pocket.evaluate --rim FOLDER --bundle FOLDER
 
-Greedy decoding in PyTorch; each sentence is read back by the parser and compared attribute by attribute.
+Greedy decoding, in PyTorch or by the runtime with an exported bundle; each sentence is read back by the parser and
+compared attribute by attribute.
 """
 
 from __future__ import annotations
@@ -16,9 +18,20 @@ from pathlib import Path
 
 import torch
 
+from ...bundle import Bundle
+from ...runtime.pipeline import Pipeline
 from . import weights
 from .captions import PartialShot, parse
-from .dataset import RENDERED_HELD_OUT, StoredClip, default_cache, plain_sample, real_clips, rendered_clips
+from .dataset import (
+    RENDERED_HELD_OUT,
+    StoredClip,
+    default_cache,
+    plain_sample,
+    read_labels,
+    real_clips,
+    rendered_clips,
+    shot_of,
+)
 from .keyframes import with_picks
 from .network import Describer, pool, smollm_path
 from .shot import OUTCOMES, Shot
@@ -61,6 +74,13 @@ def answers(describer: Describer, clips: Sequence[StoredClip]) -> list[Answer]:
     return said
 
 
+def bundle_answers(bundle: Path, rim: Path) -> list[Answer]:
+    """Describe the validation clips as a user would: video files, the runtime, an exported and quantized bundle."""
+    rows = [row for row in read_labels(rim) if row["split"] == "val"]
+    with Pipeline(Bundle.load(bundle)) as pipeline:
+        return [Answer(row["file"], shot_of(row), pipeline.describe(rim / row["file"]).text) for row in rows]
+
+
 def scores(said: Sequence[Answer]) -> list[str]:
     """A line per attribute: accuracy, its interval, and the accuracy of always giving the commonest answer."""
     lines = []
@@ -95,28 +115,36 @@ def unseen(rim: Path, cache: Path, vgg: Path, processes: int) -> dict[str, list[
     }
 
 
-def report(describer: Describer, sets: Mapping[str, Sequence[StoredClip]], each: bool = False) -> None:
-    """Print scores and confusion per set of clips, and every sentence when `each`."""
+def report(title: str, said: Sequence[Answer], each: bool = False) -> None:
+    """Print scores and confusion of one set of clips, and every sentence when `each`."""
+    print(f"\n{title}: {len(said)} clips")
+    for line in (*scores(said), *confusion(said)):
+        print("  " + line)
+    for answer in said if each else ():
+        print(f"  {answer.name}  {answer.truth.outcome}/{answer.truth.entry}/{answer.truth.exit}  {answer.text}")
+
+
+def report_all(describer: Describer, sets: Mapping[str, Sequence[StoredClip]], each: bool = False) -> None:
+    """Describe sets of clips in PyTorch, and `report` each."""
     for title, clips in sets.items():
-        said = answers(describer, clips)
-        print(f"\n{title}: {len(clips)} clips")
-        for line in (*scores(said), *confusion(said)):
-            print("  " + line)
-        for answer in said if each else ():
-            print(f"  {answer.name}  {answer.truth.outcome}/{answer.truth.entry}/{answer.truth.exit}  {answer.text}")
+        report(title, answers(describer, clips), each)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the pocket weights on validation and held-out rendered clips.")
     parser.add_argument("--rim", type=Path, required=True, help="folder with labels.tsv, train/ and val/")
     parser.add_argument("--weights", type=Path, default=weights.WEIGHTS)
+    parser.add_argument("--bundle", type=Path, help="score this exported bundle instead, on the real clips")
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--each", action="store_true", help="print every sentence")
     args = parser.parse_args()
+    if args.bundle is not None:
+        report("real validation, exported bundle", bundle_answers(args.bundle, args.rim), args.each)
+        return
     torch.set_num_threads(args.threads)
-    sets = unseen(args.rim, args.cache, args.weights / weights.VGG_NAME, args.threads)
-    report(weights.load_describer(args.weights, smollm_path()), sets, args.each)
+    describer = weights.load_describer(args.weights, smollm_path())
+    report_all(describer, unseen(args.rim, args.cache, args.weights / weights.VGG_NAME, args.threads), args.each)
 
 
 if __name__ == "__main__":
