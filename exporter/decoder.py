@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import gguf
 import ml_dtypes
@@ -275,7 +275,9 @@ def _write(base: Base, lora: llama.Adapter | None, out: Path, name: str | None, 
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     tensors = base.tensors()
-    dtypes = {tensor: np.dtype(np.float16 if len(shape) > 1 else np.float32) for tensor, shape in tensors.items()}
+    dtypes: dict[str, np.dtype[Any]] = {
+        tensor: np.dtype(np.float16 if len(shape) > 1 else np.float32) for tensor, shape in tensors.items()
+    }
     total = 0
     for tensor, shape in tensors.items():
         size = int(np.prod(shape)) * dtypes[tensor].itemsize

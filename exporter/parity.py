@@ -40,8 +40,9 @@ def sample_candidates(sampler: SamplerSpec, encoder: EncoderSpec) -> Candidates:
 def compare(result: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """Relative error and cosine of two arrays of one shape, in float64."""
     a, b = result.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
-    scale = max(float(np.linalg.norm(b)), np.finfo(np.float64).tiny)
-    cosine = float(a @ b) / max(float(np.linalg.norm(a)) * scale, np.finfo(np.float64).tiny)
+    tiny = float(np.finfo(np.float64).tiny)
+    scale = max(float(np.linalg.norm(b)), tiny)
+    cosine = float(a @ b) / max(float(np.linalg.norm(a)) * scale, tiny)
     return float(np.linalg.norm(a - b)) / scale, min(cosine, 1.0)
 
 

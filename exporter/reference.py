@@ -38,7 +38,8 @@ def _vgg16_one(checkpoint: Checkpoint, value: np.ndarray) -> np.ndarray:
 def _convolve3x3(images: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Same-size 3 x 3 convolution as a product over the nine shifted images: [N, C, H, W] to [N, F, H, W]."""
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))  # [N, C, H, W, 3, 3]
+    # [N, C, H, W, 3, 3]; numpy 2.2 types `axis` as one number
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))  # type: ignore[call-overload]
     result = np.tensordot(windows, weight, axes=([1, 4, 5], [1, 2, 3]))  # [N, H, W, F]
     return np.asarray(np.moveaxis(result + bias, -1, 1), dtype=np.float32)
 
@@ -50,7 +51,7 @@ def video_tokens(
     config = Config.read(encoder)
     hidden = vjepa2(encoder, config, pixels)
     have = (pixels.shape[1] // config.tubelet_size, config.grid, config.grid)
-    grid = hidden.reshape(*have, config.hidden_size)
+    grid: np.ndarray = hidden.reshape(*have, config.hidden_size)
     for axis, want in enumerate(token_grid):
         grid = np.stack([part.mean(axis=axis) for part in np.split(grid, want, axis=axis)], axis=axis)
     value = grid.reshape(-1, config.hidden_size)

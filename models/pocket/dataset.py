@@ -117,7 +117,7 @@ def candidates(count: int) -> Array:
     """Indices of every frame up to 64, else 64 evenly spaced: int64 [min(count, 64)]."""
     if count <= MAX_CANDIDATES:
         return np.arange(count)
-    return cast(Array, np.linspace(0, count - 1, MAX_CANDIDATES).round().astype(np.int64))
+    return np.asarray(np.linspace(0, count - 1, MAX_CANDIDATES).round(), dtype=np.int64)
 
 
 def _pack(frame: Array) -> bytes:
@@ -220,7 +220,7 @@ def rendered_clips(first_seed: int, count: int, cache: Path, processes: int = 2)
 def strata(count: int, rng: np.random.Generator) -> Array:
     """One random frame out of each of 16 equal stretches of a clip: rising int64 [16]."""
     edges = np.linspace(0, count, FRAMES + 1)
-    return np.minimum(edges[:-1] + rng.random(FRAMES) * np.diff(edges), count - 1).astype(np.int64)
+    return np.asarray(np.minimum(edges[:-1] + rng.random(FRAMES) * np.diff(edges), count - 1), dtype=np.int64)
 
 
 def evenly(count: int) -> Array:
@@ -304,7 +304,7 @@ def _path(offset: Array, inside: Array) -> Array:
     """Mean offset over the frames of each tubelet that show the ball, at most 3 ring widths, and whether any does."""
     shown = inside.reshape(-1, 2, 1)
     mean = (np.clip(offset, -3, 3).reshape(-1, 2, 2) * shown).sum(axis=1) / np.maximum(shown.sum(axis=1), 1)
-    return np.concatenate([mean, shown.max(axis=1)], axis=1).astype(np.float32)
+    return np.asarray(np.concatenate([mean, shown.max(axis=1)], axis=1), dtype=np.float32)
 
 
 def _heat(at: Array, shown: Array) -> Array:

@@ -310,7 +310,7 @@ def _shake(rng: np.random.Generator, frames: int, size: int) -> Array:
     drift[:, :2] = np.clip(drift[:, :2], -0.8 * MARGIN, 0.8 * MARGIN) * size
     middle, matrices = size * (1 + 2 * MARGIN) / 2, []
     for dx, dy, turn in drift:
-        matrix = cv2.getRotationMatrix2D((middle, middle), math.degrees(turn), 1.0)
+        matrix: Array = np.asarray(cv2.getRotationMatrix2D((middle, middle), math.degrees(turn), 1.0))
         matrix[:, 2] += (dx - camera_margin(size), dy - camera_margin(size))
         matrices.append(matrix)
     return np.stack(matrices)
@@ -434,7 +434,7 @@ class BallLook:
         facing = x * self._look.sun[0] + y * self._look.sun[1] + depth * 0.55
         light = 1.0 - 0.55 * self._look.contrast + 0.75 * self._look.contrast * np.clip(facing, -0.25, 1)
         colour = np.clip(colour * light[..., None], 0, 255) * alpha[..., None]
-        return np.concatenate([colour, alpha[..., None]], axis=-1).astype(np.float32)
+        return np.asarray(np.concatenate([colour, alpha[..., None]], axis=-1), dtype=np.float32)
 
 
 def _smeared(patch: Array, smear: Array) -> Array:

@@ -80,7 +80,7 @@ def _sky(rng: np.random.Generator, size: int) -> Array:
 
 def _leaves(rng: np.random.Generator, size: int, gaps: float) -> Array:
     """float32 foliage; `gaps` is the share of bright sky between the leaves."""
-    fine, coarse = clouds(rng, size, size // rng.integers(6, 20), 4, 0.95), clouds(rng, size, 5, 4)
+    fine, coarse = clouds(rng, size, int(size // rng.integers(6, 20)), 4, 0.95), clouds(rng, size, 5, 4)
     dark = rng.uniform(14, 38) * np.array([0.9, 1.1, 0.95], np.float32)
     bright = rng.uniform(80, 135) * np.array([rng.uniform(0.55, 0.85), 1.0, rng.uniform(0.65, 0.98)], np.float32)
     mix = np.clip((fine - 0.42) * 1.9 + (coarse - 0.45) * 0.9, 0, 1)[..., None] ** 1.2
@@ -258,7 +258,8 @@ class NetState:
 
     def advance(self, ball: Array, velocity: Array, holding: bool, seconds: float) -> None:
         """Step a damped spring (about 1.4 Hz) that a held ball drags along; semi-implicit Euler."""
-        pull, drag = np.zeros(2), 0.0
+        pull: Array = np.zeros(2)
+        drag = 0.0
         if holding:
             pull = 190.0 * (0.9 * ball[:2] - self.sway) + 6.0 * velocity[:2]
             drag = 55.0 * max(-ball[2] - 0.18, 0.0) + 4.0
