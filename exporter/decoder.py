@@ -8,7 +8,6 @@ Source: GGUF specification (ggml `docs/gguf.md`), architecture `llama`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +16,10 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError
 from ..models import llama
 from ..models.checkpoint import Checkpoint
-from .quantize import QUANTIZATIONS, quantize
+from .quantize import QUANTIZATIONS, quantize, whole_file
 from .tokenizer import read_tokenizer
 
 __all__ = ["QUANTIZATIONS", "Progress", "quantize", "write_merged_gguf"]
@@ -258,15 +257,8 @@ def write_merged_gguf(
     lora = llama.Adapter(adapter) if adapter is not None else None
     if lora is not None:
         lora.check(base.shape.linear_shapes())
-    partial = out.with_name(f"{out.name}.part")
-    try:
+    with whole_file(out) as partial:
         _write(base, lora, partial, name, progress or (lambda done, total: None))
-        partial.replace(out)
-    except OSError as exc:
-        raise OutputError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _write(base: Base, lora: llama.Adapter | None, out: Path, name: str | None, progress: Progress) -> None:

@@ -24,14 +24,13 @@ from .recipe import Recipe
 # Called with the stage's name, and how much of it is done out of how much.
 Report = Callable[[str, int, int], None]
 
-STAGES = ("sources", "vgg16", "encoder", "parity", "merge", "quantize", "manifest")
-
 
 def export(recipe: Recipe, out: Path, report: Report = lambda *_: None) -> Bundle:
     """Export `recipe` to the folder `out`, whole or not at all, and return the bundle.
 
-    `report` is called as stages (`STAGES`) begin, advance and end. The same recipe, sources and versions give the same
-    files, byte by byte; only the parity figures in the manifest, which are measured, may differ between machines.
+    `report` is called as stages (`svrt.exporter.report.LABELS`) begin, advance and end. The same recipe, sources and
+    versions give the same files, byte by byte; only the parity figures in the manifest, which are measured, may differ
+    between machines.
 
     Raises `RecipeError` where a source is missing or parts do not fit each other, `CheckpointError` for tensors that
     do not, `OutputError` where `out` cannot be written.

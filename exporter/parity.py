@@ -65,7 +65,7 @@ def vgg16_parity(graph: Path, checkpoint: Checkpoint, spec: SamplerSpec, clip: C
     images += [np.repeat(m[..., None], 3, axis=2) for m in clip.motion[middle : middle + 2]]
     noise = np.random.default_rng(NOISE_SEED).integers(0, 256, (2, spec.size, spec.size, 3))
     batch = np.concatenate([np.stack(images).astype(np.float32), noise.astype(np.float32)])
-    norm = Normalisation(spec.channels, spec.scale, tuple(spec.mean), tuple(spec.std))  # type: ignore[arg-type]
+    norm = Normalisation(spec.channels, spec.scale, spec.mean, spec.std)
     tensor = normalise(batch, norm)
     result = load(graph, precision=precision)({"images": tensor})["features"]
     expected = reference.vgg16(checkpoint, tensor)
@@ -77,7 +77,7 @@ def encoder_parity(
 ) -> tuple[Parity, np.ndarray]:
     """The encoder graph against numpy; also the sample clip's video tokens, float32 [tokens, width]."""
     views = np.stack([clip.views[i * len(clip) // spec.frames] for i in range(spec.frames)])
-    norm = Normalisation("rgb", spec.scale, tuple(spec.mean), tuple(spec.std))  # type: ignore[arg-type]
+    norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
     real = normalise(views, norm)[None]
     noise = np.random.default_rng(NOISE_SEED).standard_normal(real.shape, dtype=np.float32)
     engine = load(graph, precision=precision)

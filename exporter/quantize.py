@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import DecoderError, OutputError, RecipeError
@@ -47,19 +47,29 @@ def quantize(f16: Path, out: Path, quantization: str, *, progress: Callable[[int
     if not f16.is_file():
         raise DecoderError(f"{f16}: no such file; nothing to quantize")
     report = progress or (lambda done, total: None)
-    partial = out.with_name(f"{out.name}.part")
-    try:
+    with whole_file(out) as partial:
         if quantization == "f16":
             shutil.copyfile(f16, partial)
         else:
             _run_child(f16, partial, quantization, report)
+    report(out.stat().st_size, out.stat().st_size)
+
+
+@contextlib.contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A file beside `out` to write to, which becomes `out` when the block ends well and is removed when it does not.
+
+    Raises `OutputError` where it cannot be written.
+    """
+    partial = out.with_name(f"{out.name}.part")
+    try:
+        yield partial
         partial.replace(out)
     except OSError as exc:
         raise OutputError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-    report(out.stat().st_size, out.stat().st_size)
 
 
 def _run_child(source: Path, out: Path, quantization: str, progress: Callable[[int, int], None]) -> None:

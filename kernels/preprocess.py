@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +22,8 @@ class Normalisation:
 
     channels: Literal["rgb", "bgr"]
     scale: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 def resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -127,7 +127,7 @@ class Pipeline:
             "decoder": self.decoder.backend,
         }
         spec = manifest.encoder
-        self._norm = Normalisation("rgb", spec.scale, tuple(spec.mean), tuple(spec.std))  # type: ignore[arg-type]
+        self._norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
 
     def _load(self, name: str, backend: str) -> Engine:
         return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision)

@@ -67,8 +67,7 @@ class Sampler:
     def __init__(self, spec: SamplerSpec, vgg16: Engine) -> None:
         self.spec = spec
         self._vgg16 = vgg16
-        mean, std = (tuple(values) for values in (spec.mean, spec.std))
-        self._norm = Normalisation(spec.channels, spec.scale, mean, std)  # type: ignore[arg-type]
+        self._norm = Normalisation(spec.channels, spec.scale, spec.mean, spec.std)
 
     def pick(self, candidates: Candidates) -> list[int]:
         """Positions among the candidates of the keyframes, in time order; repeats only where frames are too few."""
