@@ -36,8 +36,10 @@ def _dotted(where: str, name: str) -> str:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`: dataclasses, str, int, float, bool, Literal, list, dict, unions of those."""
+    """`value` as the type `hint`: dataclasses, str, int, float, bool, Any, Literal, list, dict, unions of those."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
     if origin is Literal:

@@ -12,7 +12,7 @@ from math import erf
 import numpy as np
 
 from ..models.checkpoint import Checkpoint
-from ..models.projector import NORM_EPSILON
+from ..models.projector import NORM_EPSILON, Names
 from ..models.vjepa2 import Config
 
 VGG_LAYERS = (0, 2, "pool", 5, 7, "pool", 10, 12, 14, "pool", 17, 19, 21, "pool", 24, 26, 28, "pool")
@@ -54,10 +54,10 @@ def video_tokens(
     grid: np.ndarray = hidden.reshape(*have, config.hidden_size)
     for axis, want in enumerate(token_grid):
         grid = np.stack([part.mean(axis=axis) for part in np.split(grid, want, axis=axis)], axis=axis)
-    value = grid.reshape(-1, config.hidden_size)
-    value = np.maximum(value @ projector.float32("fc1.weight").T + projector.float32("fc1.bias"), 0.0)
-    value = value @ projector.float32("fc2.weight").T + projector.float32("fc2.bias")
-    return _layer_norm(value, projector, "norm", NORM_EPSILON)[None]
+    names = Names.find(projector)
+    value = np.maximum(_linear(grid.reshape(-1, config.hidden_size), projector, names.first), 0.0)
+    value = _linear(value, projector, names.second)
+    return (value if names.norm is None else _layer_norm(value, projector, names.norm, NORM_EPSILON))[None]
 
 
 def vjepa2(checkpoint: Checkpoint, config: Config, pixels: np.ndarray) -> np.ndarray:
@@ -91,11 +91,17 @@ def _attention(value: np.ndarray, checkpoint: Checkpoint, config: Config, layer:
         _linear(value, checkpoint, f"{layer}.attention.{part}").reshape(-1, heads, width).transpose(1, 0, 2)
         for part in ("query", "key", "value")
     )
-    scores = _rotary(query, config) @ _rotary(key, config).transpose(0, 2, 1) * np.float32(width**-0.5)
+    query, key = _rotary(query, config), _rotary(key, config)
+    mixed = [_head(q, k, v, np.float32(width**-0.5)) for q, k, v in zip(query, key, values, strict=True)]
+    return _linear(np.concatenate(mixed, axis=1), checkpoint, f"{layer}.attention.proj")
+
+
+def _head(query: np.ndarray, key: np.ndarray, values: np.ndarray, scale: np.float32) -> np.ndarray:
+    """One head by itself: all 16 of ViT-L at once would hold 270 MB of weights, twice. [tokens, width] each."""
+    scores = query @ key.T * scale
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    mixed = (weights @ values).transpose(1, 0, 2).reshape(-1, config.hidden_size)
-    return _linear(mixed, checkpoint, f"{layer}.attention.proj")
+    return np.asarray(weights @ values)
 
 
 def _rotary(value: np.ndarray, config: Config) -> np.ndarray:
@@ -126,13 +132,22 @@ def _layer_norm(value: np.ndarray, checkpoint: Checkpoint, name: str, epsilon: f
 
 
 def _gelu(value: np.ndarray) -> np.ndarray:
-    return np.asarray(value * 0.5 * (1.0 + _erf(value.astype(np.float64) / np.sqrt(2.0))), dtype=np.float32)
+    """Exact GELU, a few rows at a time: the steps between stay in the cache."""
+    result = np.empty_like(value)
+    for start in range(0, len(value), _GELU_ROWS):
+        rows = value[start : start + _GELU_ROWS]
+        result[start : start + _GELU_ROWS] = rows * 0.5 * (1.0 + _erf(rows.astype(np.float64) / np.sqrt(2.0)))
+    return result
 
 
+_GELU_ROWS = 8
 # Error function from a table, to 2e-9: numpy has none, and Python's is one value at a time.
-_ERF_AT = np.linspace(-6.0, 6.0, 120_001)
-_ERF = np.array([erf(x) for x in _ERF_AT])
+_ERF_REACH, _ERF_STEPS = 6.0, 10_000  # beyond 6 it is 1 in float32; steps per unit
+_ERF = np.array([erf(i / _ERF_STEPS - _ERF_REACH) for i in range(int(2 * _ERF_REACH * _ERF_STEPS) + 2)])
+_ERF_RISE = np.diff(_ERF, append=1.0)
 
 
 def _erf(value: np.ndarray) -> np.ndarray:
-    return np.asarray(np.interp(value, _ERF_AT, _ERF))
+    position = (np.clip(value, -_ERF_REACH, _ERF_REACH) + _ERF_REACH) * _ERF_STEPS
+    index = position.astype(np.int32)
+    return np.asarray(_ERF[index] + (position - index) * _ERF_RISE[index])

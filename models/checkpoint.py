@@ -1,11 +1,14 @@
 """A checkpoint: the tensors of one safetensors file, or of a folder as Hugging Face lays it out.
 
-Tensors are read one at a time and memory-mapped, so that a checkpoint larger than memory can be exported.
+A file is mapped only while one of its tensors is read, so that a checkpoint larger than memory can be exported: pages
+of a mapping count as the process's memory until it is closed.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ class Checkpoint:
         self.path = Path(path)
         self.folder = self.path if self.path.is_dir() else self.path.parent
         self._file_of = self._locate()
-        self._open: tuple[Path, Any] | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _locate(self) -> dict[str, Path]:
         if self.path.suffix in PICKLE_SUFFIXES:
@@ -77,38 +80,53 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def _handle(self, name: str) -> Any:
-        """The open shard that holds `name`; only one shard is mapped at a time."""
+    def _file(self, name: str) -> Path:
         try:
-            file = self._file_of[name]
+            return self._file_of[name]
         except KeyError:
             raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
-        if self._open is None or self._open[0] != file:
-            self._open = None
-            try:
-                self._open = (file, safe_open(str(file), framework="numpy"))
-            except (SafetensorError, OSError) as exc:
-                raise CheckpointError(f"{file}: cannot be read as safetensors: {exc}") from exc
-        return self._open[1]
+
+    @contextmanager
+    def _mapped(self, name: str) -> Iterator[Any]:
+        """The open file that holds `name`, and its errors in our words."""
+        file = self._file(name)
+        try:
+            with safe_open(str(file), framework="numpy") as handle:
+                yield handle
+        except OSError as exc:
+            raise CheckpointError(f"{file}: cannot be read as safetensors: {exc}") from exc
+        except SafetensorError as exc:
+            raise CheckpointError(f"{file}: tensor {name!r} cannot be read: {exc}") from exc
+        except (AttributeError, TypeError) as exc:  # a dtype that numpy has no name for
+            raise CheckpointError(f"{file}: tensor {name!r} cannot be read: {exc}") from exc
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        try:
-            return tuple(self._handle(name).get_slice(name).get_shape())
-        except SafetensorError as exc:
-            raise CheckpointError(f"{self._file_of[name]}: tensor {name!r} is not in it: {exc}") from exc
+        if name not in self._shapes:
+            file = self._file(name)
+            with self._mapped(name) as handle:  # of all its tensors: opening a file for each would take seconds
+                held = set(handle.keys())
+                for other in [n for n, where in self._file_of.items() if where == file and n in held]:
+                    self._shapes[other] = tuple(handle.get_slice(other).get_shape())
+        if name not in self._shapes:
+            raise CheckpointError(f"{self._file(name)}: tensor {name!r} is not in it; download it again")
+        return self._shapes[name]
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """One tensor in its stored dtype (float32, float16 or ml_dtypes.bfloat16).
 
         Raises `CheckpointError` where it is missing or has another shape than `shape`.
         """
-        try:
-            array: np.ndarray = self._handle(name).get_tensor(name)
-        except (SafetensorError, AttributeError, TypeError) as exc:  # the latter two: a dtype numpy has no name for
-            raise CheckpointError(f"{self._file_of[name]}: tensor {name!r} cannot be read: {exc}") from exc
-        if shape is not None and array.shape != shape:
-            raise CheckpointError(f"{self.path}: tensor {name!r} is {list(array.shape)}, expected {list(shape)}")
+        if shape is not None and self.shape(name) != shape:
+            raise CheckpointError(f"{self.path}: tensor {name!r} is {list(self.shape(name))}, expected {list(shape)}")
+        with self._mapped(name) as handle:
+            array: np.ndarray = handle.get_tensor(name)
+        return array
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of one tensor of two dimensions or more, in its stored dtype; see `tensor`."""
+        with self._mapped(name) as handle:
+            array: np.ndarray = handle.get_slice(name)[start:stop]
         return array
 
     def float32(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:

@@ -1,6 +1,9 @@
 """Writing an ONNX graph by hand: nodes, constants and their types, with names a reader can follow.
 
 Opset 17 (the first with LayerNormalization) is read by ONNX Runtime, OpenVINO and TensorRT 10.3 to 11.
+
+Weights go to a file of their own beside the graph, each as soon as it is given: writing 1.2 GB takes the memory of the
+largest tensor, a runtime maps them instead of parsing them, and the graph itself stays small enough to look into.
 """
 
 from __future__ import annotations
@@ -8,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import onnx
@@ -19,21 +23,31 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 OPSET = 17
 IR_VERSION = 8  # what opset 17 was released with: older runtimes on a board accept it
-INLINE_LIMIT = 1_600_000_000  # bytes; a protobuf message ends at 2 GiB, so larger weights go to a file beside it
+INLINE_BYTES = 1024  # constants up to this lie in the graph: runtimes look into shapes and scalars while optimizing
+ALIGNMENT = 4096  # of the others in their file: a page, so that they can be mapped
 
 _ONNX_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 
 
+def data_file(graph: Path) -> Path:
+    """Where the weights of the graph at `graph` lie."""
+    return graph.with_name(f"{graph.name}.data")
+
+
 class Graph:
     """An ONNX graph under construction. Methods return the name of the value they make.
+
+    As a context manager it writes the graph to `path`, and its weights to `path` + ".data", when the block ends well,
+    and leaves neither when it does not.
 
     `precision` is the type of matrix products: with "fp16" their weights and operands are float16 while LayerNorm,
     softmax and the residual stream stay float32, written as explicit casts so that a strongly typed TensorRT network
     keeps them.
     """
 
-    def __init__(self, name: str, precision: Precision = "fp32") -> None:
-        self.name = name
+    def __init__(self, path: Path, name: str, precision: Precision = "fp32") -> None:
+        self.path, self.name = path, name
+        self.data = data_file(path)
         self.precision = precision
         self.matmul_dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._nodes: list[onnx.NodeProto] = []
@@ -42,6 +56,26 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._scope: list[str] = []
         self._serial: dict[str, int] = {}
+        self._weights: BinaryIO | None = None
+
+    def __enter__(self) -> Graph:
+        for file in (self.path, self.data):
+            file.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._weights is not None:
+            self._weights.close()
+        if error is not None:
+            self.data.unlink(missing_ok=True)
+            return
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, producer_name="svrt", ir_version=IR_VERSION)
+        self.path.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(self.path, full_check=True)  # types and shapes, by ONNX's own inference
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -71,8 +105,24 @@ class Graph:
     def constant(self, array: np.ndarray, stem: str) -> str:
         """A baked tensor: weights, tables (in their own dtype) or shapes (int64)."""
         name = self._unique(stem)
-        self._constants.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        if array.nbytes <= INLINE_BYTES:
+            self._constants.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        else:
+            self._constants.append(self._stored(array, name))
         return name
+
+    def _stored(self, array: np.ndarray, name: str) -> onnx.TensorProto:
+        """Write `array` to the weights' file; what the graph says of it."""
+        if self._weights is None:
+            self._weights = self.data.open("wb")
+        self._weights.write(bytes(-self._weights.tell() % ALIGNMENT))
+        where = {"location": self.data.name, "offset": self._weights.tell(), "length": array.nbytes}
+        self._weights.write(np.ascontiguousarray(array).data)
+        tensor = onnx.TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        for key, value in where.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
 
     def node(self, op: str, inputs: Sequence[str], stem: str | None = None, **attributes: Any) -> str:
         """One node with one output."""
@@ -121,26 +171,3 @@ class Graph:
         root = self.constant(np.array(np.sqrt(2.0), self.matmul_dtype), "sqrt2")
         erf = self.node("Erf", [self.node("Div", [value, root])])
         return self.node("Mul", [self.node("Mul", [value, self.node("Add", [erf, one])]), half])
-
-    def model(self) -> onnx.ModelProto:
-        """The finished model, with its types checked by ONNX's own inference."""
-        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._constants)
-        opset = [helper.make_opsetid("", OPSET)]
-        return helper.make_model(graph, opset_imports=opset, producer_name="svrt", ir_version=IR_VERSION)
-
-    def save(self, path: Path) -> list[Path]:
-        """Write the model to `path`; returns the files written.
-
-        Weights stay inside the file up to `INLINE_LIMIT`, else they go to `path` + ".data", as protobuf cannot hold
-        more than 2 GiB.
-        """
-        model = self.model()
-        size = sum(len(constant.raw_data) for constant in self._constants)
-        if size <= INLINE_LIMIT:
-            onnx.save_model(model, path)
-            onnx.checker.check_model(path, full_check=True)
-            return [path]
-        data = path.with_name(path.name + ".data")
-        onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
-        onnx.checker.check_model(path, full_check=True)
-        return [path, data]

@@ -374,13 +374,22 @@ class Adapter:
             return _matches(targets, name, self._where)
         return any(name == target or name.endswith(f".{target}") for target in targets or ())
 
-    def delta(self, module: str) -> np.ndarray | None:
-        """What the adapter adds to `module`: scale · B @ A, float32 [out, in]; None where it adds nothing."""
+    def factors(self, module: str) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """A [rank, in], B [out, rank], float32, and the scale of B @ A; None where the adapter adds nothing."""
         pair = self._pairs.get(module)
         if pair is None:
             return None
-        product: np.ndarray = self._checkpoint.float32(pair.b) @ self._checkpoint.float32(pair.a)
-        product *= np.float32(pair.scale)
+        return self._checkpoint.float32(pair.a), self._checkpoint.float32(pair.b), pair.scale
+
+    def delta(self, module: str) -> np.ndarray | None:
+        """What the adapter adds to `module`: scale · B @ A, float32 [out, in]; None where it adds nothing."""
+        factors = self.factors(module)
+        if factors is None:
+            return None
+        a, b, scale = factors
+        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are told where they are merged
+            product: np.ndarray = b @ a
+            product *= np.float32(scale)
         return product
 
 

@@ -13,6 +13,7 @@ nodes; here the positions are constants, so about 33 nodes a layer remain:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,7 @@ class _Encoder:
     def __init__(self, checkpoint: Checkpoint, config: Config, frames: int, graph: Graph) -> None:
         self.checkpoint, self.config, self.frames, self.graph = checkpoint, config, frames, graph
         self.prefix = self._find_prefix()
+        self._read: set[str] = set()
         self.depth = frames // config.tubelet_size
         self.tokens = self.depth * config.grid * config.grid
         cos, sin = rotary_tables(config, frames)
@@ -130,7 +132,16 @@ class _Encoder:
         raise CheckpointError(f"{self.checkpoint.path}: no V-JEPA 2 encoder tensors; names found: {found} ...")
 
     def tensor(self, name: str, *shape: int) -> np.ndarray:
+        self._read.add(self.prefix + name)
         return self.checkpoint.float32(self.prefix + name, shape)
+
+    def check_all_read(self) -> None:
+        """Raise `CheckpointError` for an encoder's tensor that the graph did not use: then it is another network."""
+        parts = (f"{self.prefix}embeddings.", f"{self.prefix}layer.", f"{self.prefix}layernorm.")
+        unknown = [name for name in self.checkpoint.names if name.startswith(parts) and name not in self._read]
+        if unknown:
+            where = self.checkpoint.path
+            raise CheckpointError(f"{where}: unknown tensor {unknown[0]!r}; config.json describes another encoder")
 
     def patch_embedding(self, pixels: str) -> str:
         """Tubelets cut by reshape and transpose, then one product: the Conv3d of the checkpoint, stride = kernel."""
@@ -219,7 +230,8 @@ class _Encoder:
         return self.graph.reshape(value, [int(np.prod(token_grid)), self.config.hidden_size])
 
 
-def _check_fit(config: Config, frames: int, token_grid: tuple[int, int, int] | None) -> None:
+def check_fit(config: Config, frames: int, token_grid: tuple[int, int, int] | None) -> None:
+    """Raise `RecipeError` where frames or tokens do not divide into the encoder's tubelets and patches."""
     if frames <= 0 or frames % config.tubelet_size:
         raise RecipeError(f"encoder.frames = {frames} is not a multiple of the tubelet size {config.tubelet_size}")
     have = (frames // config.tubelet_size, config.grid, config.grid)
@@ -227,34 +239,36 @@ def _check_fit(config: Config, frames: int, token_grid: tuple[int, int, int] | N
         raise RecipeError(f"encoder.token_grid = {list(token_grid)} does not divide the encoder's {list(have)} tokens")
 
 
-def build(
+def write(
+    path: Path,
     checkpoint: Checkpoint,
     frames: int = 16,
     token_grid: tuple[int, int, int] | None = None,
     projector: Projector | None = None,
     precision: Precision = "fp32",
-) -> Graph:
-    """Graph of `pixel_values_videos` float32 [1, frames, 3, S, S] (S = the checkpoint's crop_size) to `video_tokens`.
+) -> None:
+    """Write the graph of `pixel_values_videos` float32 [1, frames, 3, S, S] (S = the checkpoint's crop_size) to
+    `video_tokens` to `path`, its weights beside it.
 
     The output is float32 [1, tokens, width]: the last hidden state, mean-pooled to `token_grid` (time, rows, columns)
     if one is given, then through `projector` if one is given.
 
-    Raises `CheckpointError` for tensors that are missing or do not fit, `RecipeError` for frames or a grid that do not
-    divide.
+    Raises `CheckpointError` for tensors that are missing, unknown or do not fit, `RecipeError` for frames or a grid
+    that do not divide.
     """
     config = Config.read(checkpoint)
-    _check_fit(config, frames, token_grid)
-    graph = Graph("vjepa2", precision)
-    pixels = graph.input(INPUT, [1, frames, 3, config.crop_size, config.crop_size])
-    encoder = _Encoder(checkpoint, config, frames, graph)
-    value = encoder.patch_embedding(pixels)
-    for index in range(config.num_hidden_layers):
-        value = encoder.layer(value, index)
-    value = encoder.norm(value, "layernorm")
-    tokens, width = encoder.tokens, config.hidden_size
-    if token_grid is not None:
-        value, tokens = encoder.pool(value, token_grid), int(np.prod(token_grid))
-    if projector is not None:
-        value, width = projector.append(graph, value), projector.width
-    graph.output(graph.reshape(value, [1, tokens, width]), OUTPUT, [1, tokens, width])
-    return graph
+    check_fit(config, frames, token_grid)
+    with Graph(path, "vjepa2", precision) as graph:
+        pixels = graph.input(INPUT, [1, frames, 3, config.crop_size, config.crop_size])
+        encoder = _Encoder(checkpoint, config, frames, graph)
+        value = encoder.patch_embedding(pixels)
+        for index in range(config.num_hidden_layers):
+            value = encoder.layer(value, index)
+        value = encoder.norm(value, "layernorm")
+        tokens, width = encoder.tokens, config.hidden_size
+        if token_grid is not None:
+            value, tokens = encoder.pool(value, token_grid), int(np.prod(token_grid))
+        if projector is not None:
+            value, width = projector.append(graph, value), projector.width
+        encoder.check_all_read()
+        graph.output(graph.reshape(value, [1, tokens, width]), OUTPUT, [1, tokens, width])

@@ -49,7 +49,7 @@ def load_sampler(vgg: Path) -> Sampler:
     """The runtime's sampler over a VGG-16 safetensors file."""
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "vgg16.onnx"
-        vgg16.build(Checkpoint(vgg), VGG_SIZE).save(graph)
+        vgg16.write(graph, Checkpoint(vgg), VGG_SIZE)
         return Sampler(SAMPLER, engines.load(graph))
 
 
