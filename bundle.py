@@ -23,8 +23,9 @@ from .errors import BundleError, OutputError, SvrtError
 from .records import from_json
 
 MANIFEST = "bundle.json"
-SCHEMA = 1
+SCHEMA = 2
 VGG16, ENCODER, DECODER = "vgg16.onnx", "encoder.onnx", "decoder.gguf"
+ENGINES = "engines"  # folder of TensorRT engines, where the export built any
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,33 @@ class Parity:
     cosine: float
     reference: str
     data: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a part came from: its name as it was given, the hub's commit if it came from one, sha256 of what was read.
+
+    The hash of a folder is that of its files' sorted names and hashes.
+    """
+
+    name: str
+    revision: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What a TensorRT engine was built from and for: see `svrt.runtime.engines.tensorrt_build`.
+
+    `graph` is the bundle's file it was built from, `key` the sha256 of all that an engine depends on.
+    """
+
+    graph: str
+    backend: str
+    version: str
+    compute_capability: str
+    device: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -145,7 +173,7 @@ def _is_wavelet(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `bundle.json`. `provenance` maps each source of the recipe to the sha256 of what was read."""
+    """The content of `bundle.json`. `provenance` is by role in the recipe, `parity` and `engines` by file name."""
 
     schema: int
     name: str
@@ -154,8 +182,9 @@ class Manifest:
     encoder: EncoderSpec
     decoder: DecoderSpec
     files: dict[str, FileRecord]
-    provenance: dict[str, str]
+    provenance: dict[str, Source]
     parity: dict[str, Parity]
+    engines: dict[str, EngineRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,11 +280,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `out` when the block ends well, and is removed when it does not.
+    """A folder to write into that becomes `out` when the block ends well.
 
-    It lies beside `out` as `.NAME.partial` and is locked, so a second writer waits, and what a killed one left is
-    cleared by the next. Everything is on disk before the rename. An older bundle at `out` is replaced; anything else
-    there is refused.
+    It is `.NAME.partial/bundle` beside `out`. The folder above it is the writer's own: what lies there, and in the
+    bundle so far, outlives Ctrl-C, a kill and a power cut, so that the next writer can go on from it; it is removed
+    when the block ends well, or with an error. A lock makes a second writer wait. Everything is on disk before the
+    rename. An older bundle at `out` is replaced; anything else there is refused.
 
     Raises `OutputError` where the place cannot be written or holds something that is not a bundle.
     """
@@ -266,9 +296,12 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     except OSError as exc:
         raise OutputError(f"{out}: cannot write there: {exc.strerror}") from exc
     try:
-        yield partial
-        _sync(partial)
-        _move_into_place(partial, out)
+        yield partial / _WHOLE
+        _sync(partial / _WHOLE)
+        _move_into_place(partial / _WHOLE, out)
+        shutil.rmtree(partial, ignore_errors=True)
+    except KeyboardInterrupt:
+        raise
     except BaseException as exc:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(exc, OSError):
@@ -276,6 +309,28 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+_WHOLE = "bundle"
+
+
+def partial_folder(out: Path) -> Path:
+    """Where a bundle to be at `out` is prepared."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def check_place(out: Path) -> None:
+    """Raise `OutputError` where `atomic_folder` could not begin at `out`."""
+    out = Path(os.path.abspath(out))  # noqa: PTH100  as there
+    partial = partial_folder(out)
+    try:
+        _refuse_to_replace(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not partial.exists():
+            partial.mkdir()
+            partial.rmdir()
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot write there: {exc.strerror}") from exc
 
 
 def _refuse_to_replace(out: Path) -> None:
@@ -288,7 +343,7 @@ def _refuse_to_replace(out: Path) -> None:
         raise OutputError(f"{out}: exists and is not a folder; choose another place")
     if out.is_mount():
         raise OutputError(f"{out}: is a mount point and cannot be renamed over; choose a folder inside it")
-    held = {path.name for path in out.iterdir()}
+    held = {path.relative_to(out).as_posix() for path in out.rglob("*") if not (path.is_dir() and any(path.iterdir()))}
     if not held:
         return
     try:
@@ -301,9 +356,9 @@ def _refuse_to_replace(out: Path) -> None:
 
 
 def _lock_partial(out: Path) -> tuple[Path, int]:
-    """Make and lock the folder beside `out`, empty. The lock follows the inode, so check that it is still in place."""
+    """Make and lock the folder beside `out`. The lock follows the inode, so check that it is still in place."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = out.with_name(f".{out.name}.partial"), _set_aside(out)
+    partial, old = partial_folder(out), _set_aside(out)
     while True:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -316,8 +371,7 @@ def _lock_partial(out: Path) -> tuple[Path, int]:
         os.close(lock)
     if old.is_dir():  # a power cut between the two renames
         shutil.rmtree(old) if out.exists() else old.rename(out)
-    for left in partial.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    (partial / _WHOLE).mkdir(exist_ok=True)
     return partial, lock
 
 
@@ -325,18 +379,18 @@ def _set_aside(out: Path) -> Path:
     return out.with_name(f".{out.name}.old")
 
 
-def _move_into_place(partial: Path, out: Path) -> None:
+def _move_into_place(whole: Path, out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         old = _set_aside(out)
         out.rename(old)
         try:
-            partial.rename(out)
+            whole.rename(out)
         except OSError:
             old.rename(out)
             raise
         shutil.rmtree(old, ignore_errors=True)
     else:
-        partial.rename(out)
+        whole.rename(out)
     _sync_one(out.parent)
 
 

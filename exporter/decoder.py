@@ -104,12 +104,16 @@ class HuggingFaceBase:
             stored = scaling.factors(self.shape.head_dim, self.shape.rope_theta)
         else:
             source = llama.hugging_face_name(name) or name
-            stored = self._checkpoint.tensor(source)
-            if stored.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
-                raise CheckpointError(f"{self.path}: tensor {source!r} is {stored.dtype}, not a float")
             heads = self.shape.rotary_heads(source.removesuffix(".weight"))
-            stored = llama.to_ggml_rows(stored, heads) if heads else stored
-        return lambda start, stop: stored[start:stop].astype(np.float32)
+            if not heads:
+                return lambda start, stop: self._floats(self._checkpoint.rows(source, start, stop), source)
+            stored = llama.to_ggml_rows(self._floats(self._checkpoint.tensor(source), source), heads)
+        return lambda start, stop: stored[start:stop]
+
+    def _floats(self, stored: np.ndarray, name: str) -> np.ndarray:
+        if stored.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
+            raise CheckpointError(f"{self.path}: tensor {name!r} is {stored.dtype}, not a float")
+        return stored.astype(np.float32)
 
     def write_metadata(self, writer: gguf.GGUFWriter, name: str | None) -> None:
         """See `Base.write_metadata`."""
@@ -242,6 +246,11 @@ class GgufBase:
             writer.add_value_length(self.shape.head_dim)
 
 
+def open_base(source: Path) -> Base:
+    """The LLaMA at `source`, a GGUF file or a Hugging Face folder. Raises `CheckpointError` where it is none."""
+    return GgufBase(source) if source.is_file() or source.suffix == ".gguf" else HuggingFaceBase(source)
+
+
 def write_merged_gguf(
     source: Path, adapter: Path | None, out: Path, *, name: str | None = None, progress: Progress | None = None
 ) -> None:
@@ -253,7 +262,7 @@ def write_merged_gguf(
     Raises `CheckpointError` for a base or an adapter that is incomplete or not supported, and `OutputError` where
     `out` cannot be written. `out` is either whole or untouched.
     """
-    base: Base = GgufBase(source) if source.is_file() or source.suffix == ".gguf" else HuggingFaceBase(source)
+    base = open_base(source)
     lora = llama.Adapter(adapter) if adapter is not None else None
     if lora is not None:
         lora.check(base.shape.linear_shapes())
@@ -298,11 +307,12 @@ def _merge(
     rows, merged = base.rows(name), np.empty(shape, dtype)
     step = max(1, _BLOCK_ELEMENTS // max(1, int(np.prod(shape[1:]))))
     for start in range(0, shape[0], step):
-        block = rows(start, start + step)
-        block = block if delta is None else block + delta[start : start + step]
+        stop = min(start + step, shape[0])
+        block = rows(start, stop)
+        block = block if delta is None else block + delta[start:stop]
         with np.errstate(over="ignore"):  # reported below, by name
-            merged[start : start + step] = block
-        if not np.isfinite(merged[start : start + step]).all():
+            merged[start:stop] = block
+        if not np.isfinite(merged[start:stop]).all():
             raise CheckpointError(f"{base.path}: tensor {name!r} is not finite in {dtype.name}; its values are damaged")
     return merged
 

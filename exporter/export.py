@@ -2,145 +2,206 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import gguf
+import numpy as np
 import onnx
 
 from .. import bundle as contract
-from ..bundle import Bundle, EncoderSpec, FileRecord, Manifest, Parity, TensorSpec
-from ..errors import RecipeError
+from ..bundle import Bundle, EngineRecord, FileRecord, Manifest, Parity, TensorSpec
 from ..models import vgg16, vjepa2
-from ..models.checkpoint import Checkpoint
+from ..models.graph import data_file
 from ..models.projector import Projector
-from .decoder import quantize, write_merged_gguf
+from . import engines as tensorrt
+from .decoder import Progress, quantize, write_merged_gguf
 from .parity import decoder_parity, encoder_parity, sample_candidates, vgg16_parity
+from .parts import Parts, gather, locate
 from .recipe import Recipe
+from .stages import Done, Report, Stages, key_of
 
-# Called with the stage's name, and how much of it is done out of how much.
-Report = Callable[[str, int, int], None]
+MERGED, TOKENS = "merged.gguf", "tokens.npy"
 
 
-def export(recipe: Recipe, out: Path, report: Report = lambda *_: None) -> Bundle:
+def export(
+    recipe: Recipe,
+    out: Path,
+    report: Report = lambda *_: None,
+    engines: tensorrt.Request | None = None,
+) -> Bundle:
     """Export `recipe` to the folder `out`, whole or not at all, and return the bundle.
 
-    `report` is called as stages (`svrt.exporter.report.LABELS`) begin, advance and end. The same recipe, sources and
-    versions give the same files, byte by byte; only the parity figures in the manifest, which are measured, may differ
-    between machines.
+    `report` is called as stages (`svrt.exporter.report.LABELS`) begin, advance and end; a stage that ends without
+    having begun was kept from an export that was interrupted. `engines` asks for TensorRT engines too. The same recipe,
+    sources and versions give the same files, byte by byte, but for engines; and the parity figures in the manifest,
+    which are measured, may differ between machines.
 
     Raises `RecipeError` where a source is missing or parts do not fit each other, `CheckpointError` for tensors that
-    do not, `OutputError` where `out` cannot be written.
+    do not, `EngineError` where engines cannot be built, `OutputError` where `out` cannot be written or is too small.
     """
     out = out.absolute()  # `--out .` names another folder once this one is replaced
-    with _stage(report, "sources"):
-        paths = recipe.sources()
-        provenance = {role: fingerprint(path) for role, path in paths.items()}
-        sampler, encoder, projector = (Checkpoint(paths[role]) for role in ("sampler", "encoder", "projector"))
-        size = vjepa2.Config.read(encoder).crop_size
-        sampler_spec, encoder_spec = recipe.sampler.spec(), recipe.encoder.spec(recipe.sampler.keyframes, size)
+    contract.check_place(out)
+    if engines is not None:
+        engines.check()
+    with _reported(report, "sources") as progress:
+        located = locate(recipe, progress)
     with contract.atomic_folder(out) as folder:
-        with _stage(report, "vgg16"):
-            vgg16.build(sampler, recipe.sampler.size, recipe.sampler.precision).save(folder / contract.VGG16)
-        with _stage(report, "encoder"):
-            width = _write_encoder(recipe, encoder, projector, encoder_spec, folder / contract.ENCODER)
-        parity: dict[str, Parity] = {}
-        with _stage(report, "parity"):
-            clip = sample_candidates(sampler_spec, encoder_spec)
-            parity[contract.VGG16] = vgg16_parity(
-                folder / contract.VGG16, sampler, sampler_spec, clip, recipe.sampler.precision
-            )
-            parity[contract.ENCODER], tokens = encoder_parity(
-                folder / contract.ENCODER, encoder, projector, encoder_spec, clip, recipe.encoder.precision
-            )
-        decoder_spec = recipe.decoder.spec(width)
-        merged, quantized = folder / "merged.gguf", folder / contract.DECODER
-        write_merged_gguf(
-            paths["decoder"], paths.get("adapter"), merged, name=recipe.name, progress=_advance(report, "merge")
-        )
-        _check_width(merged, width)
-        quantize(merged, quantized, recipe.decoder.quantization, progress=_advance(report, "quantize"))
-        with _stage(report, "manifest"):
-            parity[contract.DECODER] = decoder_parity(quantized, merged, decoder_spec, tokens)
-            merged.unlink()
-            manifest = Manifest(
-                schema=contract.SCHEMA,
-                name=recipe.name,
-                svrt=version("svrt"),
-                sampler=sampler_spec,
-                encoder=encoder_spec,
-                decoder=decoder_spec,
-                files=_records(recipe, folder),
-                provenance=provenance,
-                parity=parity,
-            )
-            contract.write_manifest(folder, manifest)
+        stages = Stages(folder, report)
+        run = _Export(recipe, gather(recipe, located, stages), stages)
+        run.write_graphs()
+        run.write_decoder()
+        if engines is not None:
+            run.build_engines(engines)
+        with _reported(report, "manifest"):
+            stages.finish()
+            contract.write_manifest(folder, run.manifest())
     return Bundle.load(out, verify=False)
 
 
 @contextmanager
-def _stage(report: Report, name: str) -> Iterator[None]:
+def _reported(report: Report, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Report a stage that is done anew every time; gives a function for its progress."""
     report(name, 0, 1)
-    yield
+    yield lambda done, total: report(name, min(done, total - 1), total)
     report(name, 1, 1)
 
 
-def _advance(report: Report, name: str) -> Callable[[int, int], None]:
-    return lambda done, total: report(name, done, total)
+class _Export:
+    """One export under way: its stages, and what they have found out so far."""
 
+    def __init__(self, recipe: Recipe, parts: Parts, stages: Stages) -> None:
+        self.recipe, self.parts, self.stages = recipe, parts, stages
+        self.folder = stages.bundle
+        self.files: dict[str, FileRecord] = {}
+        self.parity: dict[str, Parity] = {}
+        self.engines: dict[str, EngineRecord] = {}
+        self.tokens = stages.work / TOKENS  # the sample clip's video tokens, float32 [tokens, width]
 
-def fingerprint(path: Path) -> str:
-    """sha256 of a file, or of the sorted names and hashes of a folder's files."""
-    if path.is_file():
-        return contract.sha256_of(path)
-    digest = hashlib.sha256()
-    try:
-        files = sorted(p for p in path.iterdir() if p.is_file())
-    except OSError as exc:
-        raise RecipeError(f"{path}: cannot be read: {exc.strerror}") from exc
-    for file in files:
-        digest.update(f"{contract.sha256_of(file)}  {file.name}\n".encode())
-    return digest.hexdigest()
-
-
-def _write_encoder(recipe: Recipe, checkpoint: Checkpoint, projector: Checkpoint, spec: EncoderSpec, out: Path) -> int:
-    """Write the encoder with its projector; returns the width of a video token."""
-    weights = Projector.read(projector, vjepa2.Config.read(checkpoint).hidden_size)
-    grid = (spec.token_grid[0], spec.token_grid[1], spec.token_grid[2])
-    vjepa2.build(checkpoint, spec.frames, grid, weights, recipe.encoder.precision).save(out)
-    return weights.width
-
-
-def _check_width(merged: Path, width: int) -> None:
-    found = gguf.GGUFReader(merged).get_field("llama.embedding_length")
-    if found is None or int(found.contents()) != width:
-        have = "unknown" if found is None else found.contents()
-        raise RecipeError(
-            f"projector gives tokens of width {width}, but the decoder's width is {have}; they do not fit"
+    def write_graphs(self) -> None:
+        """VGG-16 and the encoder with its projector, each held against its reference."""
+        recipe, parts = self.recipe, self.parts
+        vgg, encoder = self.folder / contract.VGG16, self.folder / contract.ENCODER
+        size, precision = recipe.sampler.size, recipe.sampler.precision
+        vgg_key = key_of(*parts.hashes("sampler"), size, precision)
+        self._run_graph(
+            "vgg16", vgg_key, vgg, precision, lambda: vgg16.write(vgg, parts.checkpoint("sampler"), size, precision)
         )
-
-
-def _records(recipe: Recipe, folder: Path) -> dict[str, FileRecord]:
-    """What `bundle.json` says of every file in the folder."""
-    precision = {
-        contract.VGG16: recipe.sampler.precision,
-        contract.ENCODER: recipe.encoder.precision,
-        contract.DECODER: recipe.decoder.quantization,
-    }
-    records = {}
-    for file in sorted(folder.iterdir()):
-        inputs, outputs = _graph_ends(file) if file.suffix == ".onnx" else ([], [])
-        records[file.name] = FileRecord(
-            bytes=file.stat().st_size,
-            sha256=contract.sha256_of(file),
-            precision=precision[file.name.removesuffix(".data")],
-            inputs=inputs,
-            outputs=outputs,
+        spec, precision = parts.encoder, recipe.encoder.precision
+        encoder_key = key_of(*parts.hashes("encoder", "projector"), spec.frames, spec.token_grid, precision)
+        self._run_graph("encoder", encoder_key, encoder, precision, lambda: self._write_encoder(encoder))
+        done = self.stages.run(
+            "parity", key_of(vgg_key, encoder_key, parts.sampler, spec), self._compare_graphs, lambda: [self.tokens]
         )
-    return records
+        self.parity |= {name: Parity(**figures) for name, figures in done.result.items()}
+
+    def _run_graph(self, name: str, key: str, path: Path, precision: str, write: Callable[[], None]) -> None:
+        def work(_: object) -> None:
+            write()
+
+        self._add_files(self.stages.run(name, key, work, lambda: [path, data_file(path)]), precision)
+
+    def _write_encoder(self, path: Path) -> None:
+        checkpoint, spec = self.parts.checkpoint("encoder"), self.parts.encoder
+        projector = Projector.read(self.parts.checkpoint("projector"), vjepa2.Config.read(checkpoint).hidden_size)
+        grid = (spec.token_grid[0], spec.token_grid[1], spec.token_grid[2])
+        vjepa2.write(path, checkpoint, spec.frames, grid, projector, self.recipe.encoder.precision)
+
+    def _compare_graphs(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        recipe, parts = self.recipe, self.parts
+        clip = sample_candidates(parts.sampler, parts.encoder)
+        vgg = vgg16_parity(
+            self.folder / contract.VGG16, parts.checkpoint("sampler"), parts.sampler, clip, recipe.sampler.precision
+        )
+        progress(1, 3)
+        checkpoints = parts.checkpoint("encoder"), parts.checkpoint("projector")
+        encoder, tokens = encoder_parity(
+            self.folder / contract.ENCODER, *checkpoints, parts.encoder, clip, recipe.encoder.precision
+        )
+        np.save(self.tokens, tokens)
+        return {contract.VGG16: asdict(vgg), contract.ENCODER: asdict(encoder)}
+
+    def write_decoder(self) -> None:
+        """LLaMA with its LoRA merged, quantized, and held against both apart in float32."""
+        recipe, parts, stages = self.recipe, self.parts, self.stages
+        merged, out = stages.work / MERGED, self.folder / contract.DECODER
+        quantization = recipe.decoder.quantization
+        merge_key = key_of(*parts.hashes("decoder", "adapter"), recipe.name)
+        quantize_key = key_of(merge_key, quantization)
+
+        def merge(progress: Progress) -> None:
+            write_merged_gguf(parts.path("decoder"), parts.adapter, merged, name=recipe.name, progress=progress)
+
+        parity_key = key_of(quantize_key, parts.decoder, self.parity[contract.ENCODER])
+        if stages.kept("decoder parity", parity_key) is None:
+            stages.run("merge", merge_key, merge, lambda: [merged])
+        done = stages.run(
+            "quantize", quantize_key, lambda p: quantize(merged, out, quantization, progress=p), lambda: [out]
+        )
+        self._add_files(done, quantization)
+        done = stages.run("decoder parity", parity_key, self._compare_decoder)
+        self.parity |= {name: Parity(**figures) for name, figures in done.result.items()}
+
+    def _compare_decoder(self, progress: Progress) -> dict[str, Any]:
+        parts = self.parts
+        merged, quantized = decoder_parity(
+            self.stages.work / MERGED,
+            self.folder / contract.DECODER,
+            parts.path("decoder"),
+            parts.adapter,
+            parts.decoder,
+            np.load(self.tokens),
+            self.recipe.decoder.quantization,
+            progress,
+        )
+        return {MERGED: asdict(merged), contract.DECODER: asdict(quantized)}
+
+    def build_engines(self, request: tensorrt.Request) -> None:
+        """TensorRT engines of both graphs, under `engines/`."""
+        digests = {name: record.sha256 for name, record in self.files.items()}
+
+        def build(progress: Progress) -> dict[str, Any]:
+            built = request.build(self.folder, digests, progress)
+            return {name: asdict(record) for name, record in built.items()}
+
+        done = self.stages.run(
+            "engines",
+            key_of(digests, asdict(request.target())),
+            build,
+            lambda: sorted((self.folder / contract.ENGINES).iterdir()),
+        )
+        self.engines = {name: EngineRecord(**values) for name, values in done.result.items()}
+        for name, stored in done.files.items():
+            file = (self.folder.parent / name).relative_to(self.folder).as_posix()
+            precision = self.files[self.engines[file].graph].precision
+            self.files[file] = FileRecord(stored.bytes, stored.sha256, precision)
+
+    def _add_files(self, done: Done, precision: str) -> None:
+        """What `bundle.json` will say of the files that a stage made."""
+        for name, stored in done.files.items():
+            path = self.folder.parent / name
+            inputs, outputs = _graph_ends(path) if path.suffix == ".onnx" else ([], [])
+            self.files[path.relative_to(self.folder).as_posix()] = FileRecord(
+                stored.bytes, stored.sha256, precision, inputs, outputs
+            )
+
+    def manifest(self) -> Manifest:
+        parts = self.parts
+        return Manifest(
+            schema=contract.SCHEMA,
+            name=self.recipe.name,
+            svrt=version("svrt"),
+            sampler=parts.sampler,
+            encoder=parts.encoder,
+            decoder=parts.decoder,
+            files=self.files,
+            provenance={role: part.source for role, part in parts.by_role.items()},
+            parity=self.parity,
+            engines=self.engines,
+        )
 
 
 def _graph_ends(path: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:

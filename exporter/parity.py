@@ -1,10 +1,14 @@
 """Parity: each exported component against its float32 reference, on real frames and on noise.
 
-Real frames come from the rendered sample clip, read and sampled as at run time.
+Real frames come from the rendered sample clip, read and sampled as at run time. An engine is let go before its
+reference is computed: at full size each takes more than a gigabyte.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,12 +23,15 @@ from ..runtime.engines import load
 from ..runtime.sampler import Candidates
 from ..runtime.video import read_candidates
 from . import reference
+from .reference_llama import centred, decoder_logits
 
-# What a precision may cost before an export is stopped: the greatest relative error, the least cosine.
+# What a precision may cost before an export is stopped: the greatest relative error, the least cosine. Fewer bits have
+# no limit: what they cost is for the one who chose them to judge, and a wrong merge shows in float16.
 RELATIVE_LIMIT = {"fp32": 1e-5}
-COSINE_LIMIT = {"fp32": 0.99999, "fp16": 0.999}
+COSINE_LIMIT = {"fp32": 0.99999, "fp16": 0.999, "f16": 0.999, "q8_0": 0.99}
 DATA = "sample clip and noise"
 NOISE_SEED = 0
+REFERENCE_BACKEND = "onnxruntime"  # parity is of the graph: it must not depend on the GPU at hand
 
 
 def sample_clip() -> Path:
@@ -53,7 +60,8 @@ def _judge(component: Path, precision: str, pairs: list[tuple[np.ndarray, np.nda
     if not (error <= RELATIVE_LIMIT.get(precision, np.inf) and cosine >= COSINE_LIMIT.get(precision, -1.0)):
         raise CheckpointError(
             f"{component.name}: {precision} differs from its reference by {error:.1e} (cosine {cosine:.6f}), over the "
-            "limit; " + ("export it in fp32" if precision == "fp16" else "are all values of the checkpoint finite?")
+            "limit; "
+            + ("export it with --precision fp32" if precision == "fp16" else "are all values of the checkpoint finite?")
         )
     return Parity(relative_error=float(f"{error:.3g}"), cosine=round(cosine, 8), reference=against, data=DATA)
 
@@ -67,8 +75,9 @@ def vgg16_parity(graph: Path, checkpoint: Checkpoint, spec: SamplerSpec, clip: C
     batch = np.concatenate([np.stack(images).astype(np.float32), noise.astype(np.float32)])
     norm = Normalisation(spec.channels, spec.scale, spec.mean, spec.std)
     tensor = normalise(batch, norm)
-    result = load(graph, precision=precision)({"images": tensor})["features"]
+    result = load(graph, REFERENCE_BACKEND, precision)({"images": tensor})["features"]
     expected = reference.vgg16(checkpoint, tensor)
+    _return_memory()
     return _judge(graph, precision, list(zip(result, expected, strict=True)), "numpy float32")
 
 
@@ -80,24 +89,56 @@ def encoder_parity(
     norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
     real = normalise(views, norm)[None]
     noise = np.random.default_rng(NOISE_SEED).standard_normal(real.shape, dtype=np.float32)
-    engine = load(graph, precision=precision)
+    engine = load(graph, REFERENCE_BACKEND, precision)
+    results = [engine({"pixel_values_videos": x})["video_tokens"] for x in (real, noise)]
+    del engine
     grid = (spec.token_grid[0], spec.token_grid[1], spec.token_grid[2])
     pairs = [
-        (engine({"pixel_values_videos": x})["video_tokens"], reference.video_tokens(checkpoint, projector, x, grid))
-        for x in (real, noise)
+        (result, reference.video_tokens(checkpoint, projector, x, grid))
+        for result, x in zip(results, (real, noise), strict=True)
     ]
+    _return_memory()
     return _judge(graph, precision, pairs, "numpy float32"), pairs[0][0][0]
 
 
-def decoder_parity(quantized: Path, merged: Path, spec: DecoderSpec, tokens: np.ndarray) -> Parity:
-    """Next-token logits of the quantized GGUF against the merged F16 one, behind the sample clip's video tokens.
+def decoder_parity(
+    merged: Path,
+    quantized: Path,
+    source: Path,
+    adapter: Path | None,
+    spec: DecoderSpec,
+    tokens: np.ndarray,
+    quantization: str,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[Parity, Parity]:
+    """The merged F16 GGUF, and llama.cpp on the quantized one, against numpy on base and LoRA as they were given.
 
-    No limit: what a quantization costs is for the one who chose it to judge.
+    Compared are next-token logits, less their mean over the vocabulary, behind the prompt with the sample clip's video
+    tokens in it, float32 [tokens, width], and with noise of their scale. The merged GGUF is read by numpy too, a matrix
+    at a time: mapped by llama.cpp it would count as memory. `progress` gets layers of the references.
     """
-    logits = []
-    for gguf in (quantized, merged):
-        with Decoder(
-            gguf, prefix=spec.prefix, suffix=spec.suffix, max_tokens=spec.max_tokens, video_tokens=len(tokens)
-        ) as decoder:
-            logits.append(decoder.prefill(tokens))
-    return _judge(quantized, "", [(logits[0], logits[1])], "merged F16 GGUF")
+    noise = np.random.default_rng(NOISE_SEED).standard_normal(tokens.shape, dtype=np.float32) * tokens.std()
+    clips = [tokens, noise]
+    with Decoder(
+        quantized, prefix=spec.prefix, suffix=spec.suffix, max_tokens=spec.max_tokens, video_tokens=len(tokens)
+    ) as decoder:
+        prompt = decoder.prompt
+        results = [decoder.prefill(clip) for clip in clips]
+    _return_memory()
+    expected = decoder_logits(source, adapter, prompt, clips, lambda at, total: progress(at, 2 * total))
+    together = decoder_logits(merged, None, prompt, clips, lambda at, total: progress(total + at, 2 * total))
+    _return_memory()
+    return (
+        _judge(merged, "f16", _centred_pairs(together, expected), "numpy float32"),
+        _judge(quantized, quantization, _centred_pairs(results, expected), "numpy float32"),
+    )
+
+
+def _centred_pairs(results: list[np.ndarray], expected: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(centred(a), centred(b)) for a, b in zip(results, expected, strict=True)]
+
+
+def _return_memory() -> None:
+    """Give what was freed back to the system: the C library would keep more than a gigabyte of it for itself."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)

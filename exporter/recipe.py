@@ -1,27 +1,38 @@
 """A recipe: what to export, from where, and how. TOML on disk, checked key by key.
 
-A source is a path (relative to the recipe), or `package:NAME/FILE` for a file inside an installed package. The
-built-in recipes lie in `svrt/exporter/recipes`.
+A source is a path (relative to the recipe), `package:NAME/FILE` for a file inside an installed package, a Hugging Face
+id (`owner/name`, `owner/name@revision`), `random` or `random:SEED` for random weights of SV3.3B's shapes, or empty
+where it is to be given on the command line. The built-in recipes lie in `svrt/exporter/recipes`.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ..bundle import DecoderSpec, EncoderSpec, SamplerSpec
 from ..errors import RecipeError, SvrtError
-from ..models.graph import Precision
+from ..models.graph import PRECISIONS, Precision
 from ..records import from_json
 from .quantize import QUANTIZATIONS
-from .source import resolve
+from .source import Found, resolve
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+ROLES = ("sampler", "encoder", "projector", "decoder", "adapter")
+RANDOM = "random"
+# What the paper names, for the roles that have public weights.
+PUBLIC = {
+    "sampler": "timm/vgg16.tv_in1k",
+    "encoder": "facebook/vjepa2-vitl-fpc64-256",
+    "decoder": "meta-llama/Llama-3.2-3B-Instruct",
+}
 
 BUILT_IN = Path(__file__).parent / "recipes"
 
@@ -87,7 +98,7 @@ class ProjectorRecipe:
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """A LLaMA (GGUF file or Hugging Face folder), a LoRA to merge, and the prompt around the video tokens."""
+    """A LLaMA (GGUF file or Hugging Face folder), a LoRA to merge if any, and the prompt around the video tokens."""
 
     source: str
     prefix: str
@@ -103,7 +114,7 @@ class DecoderRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe; `folder` is where relative sources start."""
+    """A whole recipe. `bases` are the folders where a role's relative source starts, if not in `folder`."""
 
     name: str
     sampler: SamplerRecipe
@@ -111,26 +122,76 @@ class Recipe:
     projector: ProjectorRecipe
     decoder: DecoderRecipe
     folder: Path = field(default=Path(), metadata={"key": False})
+    bases: dict[str, Path] = field(default_factory=dict, metadata={"key": False})
 
-    def sources(self) -> dict[str, Path]:
-        """Every source by its role, found on disk. Raises `RecipeError` for the first that is not there."""
-        wanted = {
+    def sources(self) -> dict[str, str]:
+        """Every source by its role, as it was given; no adapter where the recipe has none."""
+        sources = {
             "sampler": self.sampler.source,
             "encoder": self.encoder.source,
             "projector": self.projector.source,
             "decoder": self.decoder.source,
         }
-        if self.decoder.adapter is not None:
-            wanted["adapter"] = self.decoder.adapter
-        return {role: resolve(source, self.folder) for role, source in wanted.items()}
+        return sources if self.decoder.adapter is None else {**sources, "adapter": self.decoder.adapter}
+
+    def with_sources(self, given: dict[str, str], base: Path) -> Recipe:
+        """The same recipe with other sources by role; relative paths among them start at `base`."""
+        given = {role: source for role, source in given.items() if source}
+        changed = {
+            role: replace(getattr(self, role), source=source) for role, source in given.items() if role != "adapter"
+        }
+        recipe = replace(self, **changed, bases={**self.bases, **dict.fromkeys(given, base)})
+        if "adapter" not in given:
+            return recipe
+        return replace(recipe, decoder=replace(recipe.decoder, adapter=given["adapter"]))
+
+    def with_random_weights(self, seed: int) -> Recipe:
+        """The same recipe with random weights for each role that has no source."""
+        return self.with_sources({role: f"{RANDOM}:{seed}" for role, s in self.sources().items() if not s}, self.folder)
+
+    def with_precision(self, precision: Precision) -> Recipe:
+        """The same recipe with both graphs in `precision`."""
+        sampler, encoder = replace(self.sampler, precision=precision), replace(self.encoder, precision=precision)
+        return replace(self, sampler=sampler, encoder=encoder)
+
+    def with_quantization(self, quantization: str) -> Recipe:
+        """The same recipe with the decoder in `quantization`. Raises `RecipeError` for one that is not known."""
+        quantization = quantization.lower()
+        if quantization not in QUANTIZATIONS:
+            raise RecipeError(f"quantization {quantization!r} is not known; one of {', '.join(QUANTIZATIONS)}")
+        return replace(self, decoder=replace(self.decoder, quantization=quantization))
+
+    def random_seeds(self) -> dict[str, int]:
+        """The seed of each role that is to get random weights. Raises `RecipeError` for one that is no number."""
+        seeds = {}
+        for role, source in self.sources().items():
+            kind, _, seed = source.partition(":")
+            if kind == RANDOM:
+                if not (seed or "0").isdecimal():
+                    raise RecipeError(f"{role}: {source!r} is not of the form {RANDOM} or {RANDOM}:SEED")
+                seeds[role] = int(seed or "0")
+        return seeds
+
+    def find(self, progress: Callable[[int, int], None]) -> dict[str, Found]:
+        """Every source that is not random, found on disk or downloaded; `progress` gets bytes of downloads.
+
+        Raises `RecipeError` for those that were not given, and for the first that is not there.
+        """
+        sources = self.sources()
+        missing = [role for role, source in sources.items() if not source]
+        if missing:
+            flags = " ".join(f"--{role} {PUBLIC.get(role, 'PATH')}" for role in missing)
+            raise RecipeError(f"{self.name}: no source for {', '.join(missing)}; give {flags}, or --random-weights")
+        wanted = {role: source for role, source in sources.items() if role not in self.random_seeds()}
+        return {role: resolve(source, self.bases.get(role, self.folder), progress) for role, source in wanted.items()}
 
 
 def read_recipe(recipe: str) -> Recipe:
-    """Read a recipe by built-in name ("pocket") or by path to a TOML file.
+    """Read a recipe by built-in name ("pocket", "sv3.3b") or by path to a TOML file.
 
     Raises `RecipeError` where it does not exist, is not TOML, or has an unknown key, a wrong type or value.
     """
-    built_in = sorted(path.stem for path in BUILT_IN.glob("*.toml"))
+    built_in = sorted(path.name.removesuffix(".toml") for path in BUILT_IN.glob("*.toml"))
     path = BUILT_IN / f"{recipe}.toml" if recipe in built_in else Path(recipe)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -149,6 +210,14 @@ def read_recipe(recipe: str) -> Recipe:
         raise RecipeError(f"{path}: {exc}") from None
     decoder = replace(read.decoder, quantization=read.decoder.quantization.lower())
     return replace(read, decoder=decoder, folder=path.parent.absolute())
+
+
+def check_precision(precision: str) -> Precision:
+    """`precision` as a graph's precision. Raises `RecipeError` for one that is not known."""
+    for known in PRECISIONS:
+        if precision.lower() == known:
+            return known
+    raise RecipeError(f"precision {precision!r} is not known; one of {', '.join(PRECISIONS)}")
 
 
 def _check(recipe: Recipe) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -13,17 +15,24 @@ from ..bundle import Bundle
 
 LABELS = {
     "sources": "find and hash the sources",
+    "random sampler": "draw random weights: VGG-16",
+    "random encoder": "draw random weights: encoder",
+    "random projector": "draw random weights: projector",
+    "random decoder": "draw random weights: decoder",
+    "random adapter": "draw random weights: LoRA",
     "vgg16": "write vgg16.onnx",
     "encoder": "write encoder.onnx",
     "parity": "compare the graphs with their references",
     "merge": "merge the LoRA into the decoder",
     "quantize": "quantize the decoder",
-    "manifest": "compare the decoder, hash, write bundle.json",
+    "decoder parity": "compare the decoder with its reference",
+    "engines": "build TensorRT engines",
+    "manifest": "write bundle.json",
 }
 
 
 class ExportDisplay:
-    """Progress on stderr: live bars on a terminal, nothing where there is none."""
+    """Progress on stderr: live bars on a terminal, a line for each stage that ends where there is none."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -36,6 +45,7 @@ class ExportDisplay:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
 
     def __enter__(self) -> ExportDisplay:
         self._progress.start()
@@ -48,10 +58,15 @@ class ExportDisplay:
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Advance one stage; see `svrt.exporter.export.Report`."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(LABELS[stage], total=None)
         finished = done >= total
+        label = LABELS[stage]
+        if stage not in self._tasks:
+            label += " (kept from before)" if finished else ""
+            self._tasks[stage] = self._progress.add_task(label, total=None)
+            self._began[stage] = time.monotonic()
         self._progress.update(self._tasks[stage], completed=done, total=total if done or finished else None)
+        if finished and not self._console.is_terminal:
+            print(f"svrt: {label}: {time.monotonic() - self._began[stage]:.1f} s", file=sys.stderr, flush=True)
 
     def summary(self, bundle: Bundle) -> None:
         """Print what the bundle holds, on stdout."""

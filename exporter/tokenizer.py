@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..models.checkpoint import Checkpoint
 
 # The split of LLaMA 3, as its tokenizer.json spells it.
-_LLAMA3_SPLIT = (
+LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -142,7 +142,7 @@ def _pre_type(rules: Mapping[str, Any], where: Path) -> str:
     parts = steps.get("pretokenizers", []) if steps.get("type") == "Sequence" else [steps]
     found = " + ".join(_step(part) for part in parts)
     known = {
-        f"Split({_LLAMA3_SPLIT}) + ByteLevel": ("llama-bpe", True),
+        f"Split({LLAMA3_SPLIT}) + ByteLevel": ("llama-bpe", True),
         "Digits + ByteLevel(regex)": ("smollm", False),
         "ByteLevel(regex)": ("gpt-2", False),
     }

@@ -160,6 +160,11 @@ class Decoder:
             if finalizer is not None:
                 finalizer()
 
+    @property
+    def prompt(self) -> tuple[list[int], list[int]]:
+        """Token ids before and behind the video tokens."""
+        return list(self._prefix), list(self._suffix)
+
     def prefill(self, video_tokens: np.ndarray) -> np.ndarray:
         """Decode the prompt with one clip in it; see `generate` for the argument and the errors.
 

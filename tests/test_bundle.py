@@ -19,10 +19,11 @@ from svrt.records import from_json
 NAMES = (contract.VGG16, contract.ENCODER, contract.DECODER)
 
 
-def make_bundle(folder, name="toy"):
-    """A bundle of three small files: the contract does not look inside them."""
+def make_bundle(folder, name="toy", engine=False):
+    """A bundle of three small files, or four: the contract does not look inside them."""
     files = {}
-    for index, file in enumerate(NAMES):
+    for index, file in enumerate([*NAMES, "engines/encoder-0.engine"] if engine else NAMES):
+        (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_bytes(bytes([index]) * 5000)
         files[file] = FileRecord(5000, contract.sha256_of(folder / file), "fp32")
     sampler = {"keyframes": 16, "candidates": 64, "wavelet": "haar", "level": 2, "size": 96, "seed": 0}
@@ -121,17 +122,16 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path):
     assert os.listdir(out.parent) == ["b"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing_and_keeps_the_older_bundle(tmp_path, error):
+def test_a_failure_leaves_nothing_and_keeps_the_older_bundle(tmp_path):
     out = tmp_path / "b"
-    with pytest.raises(error), atomic_folder(out) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(out) as folder:
         (folder / "half").write_text("x")
-        raise error
+        raise RuntimeError
     assert os.listdir(tmp_path) == []
     with atomic_folder(out) as folder:
         make_bundle(folder, "old")
-    with pytest.raises(error), atomic_folder(out) as folder:
-        raise error
+    with pytest.raises(RuntimeError), atomic_folder(out) as folder:
+        raise RuntimeError
     assert Bundle.load(out).manifest.name == "old"
     with atomic_folder(out) as folder:
         make_bundle(folder, "new")
@@ -184,7 +184,7 @@ def test_a_rename_that_fails_puts_the_older_bundle_back(tmp_path, monkeypatch):
     rename = Path.rename
 
     def fail(path, target):
-        if path.name.endswith(".partial"):
+        if path.parent.name.endswith(".partial"):
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
@@ -198,8 +198,8 @@ def test_a_rename_that_fails_puts_the_older_bundle_back(tmp_path, monkeypatch):
 def test_a_power_cut_between_the_two_renames_is_mended(tmp_path):
     (tmp_path / ".b.old").mkdir()
     make_bundle(tmp_path / ".b.old", "old")
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "b"):
-        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "b"):
+        raise RuntimeError
     assert Bundle.load(tmp_path / "b").manifest.name == "old"
     assert os.listdir(tmp_path) == ["b"]
 
@@ -246,7 +246,7 @@ def test_a_second_writer_waits_for_the_first(tmp_path):
     Bundle.load(out)
 
 
-def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path):
+def test_what_a_killed_writer_left_is_there_for_the_next(tmp_path):
     out = tmp_path / "b"
     code = (
         "import sys, time; from pathlib import Path; from svrt.bundle import atomic_folder\n"
@@ -258,8 +258,24 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path):
     child.wait()
     child.stdout.close()
     assert not out.exists()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out) as folder:
+        assert os.listdir(folder) == ["half"]
+        raise KeyboardInterrupt
+    assert not out.exists()
     with atomic_folder(out) as folder:
-        assert os.listdir(folder) == []
+        assert os.listdir(folder) == ["half"]
+        (folder / "half").rmdir()
         make_bundle(folder)
     Bundle.load(out)
     assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_bundle_with_engines_is_replaced_and_one_with_a_strangers_file_beside_them_is_not(tmp_path):
+    out = tmp_path / "b"
+    for name in ("old", "new"):
+        with atomic_folder(out) as folder:
+            make_bundle(folder, name, engine=True)
+    assert Bundle.load(out).manifest.name == "new"
+    (out / "engines" / "notes.txt").write_text("dear")
+    with pytest.raises(OutputError, match=r"engines/notes\.txt"), atomic_folder(out):
+        pytest.fail("began to work")

