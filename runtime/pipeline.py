@@ -16,8 +16,8 @@ from ..bundle import DECODER, ENCODER, VGG16, Bundle
 from ..errors import BundleError
 from ..kernels.preprocess import Normalisation, normalise
 from .decoder import Decoder
-from .engines import AUTO, Engine, check_backend, load
-from .sampler import Candidates, Sampler
+from .engines import AUTO, Engine, EngineStore, check_backend, load
+from .sampler import VGG_BATCH, Candidates, Sampler
 from .video import read_candidates
 
 
@@ -105,12 +105,22 @@ class Pipeline:
     """A bundle's engines, loaded and ready. One object serves one thread at a time.
 
     The bundle's hashes must have been checked (`Bundle.load` does): llama.cpp may abort the process on a damaged file.
-    `backend` runs VGG-16 and the encoder; `max_tokens` replaces the recipe's limit on the text.
+    `backend` runs VGG-16 and the encoder; `max_tokens` replaces the recipe's limit on the text. `engine_cache` is the
+    folder that TensorRT engines built here are kept in; without one TensorRT is not tried. `say` is told, a line each,
+    of what takes long, such as building them.
 
     Raises `EngineError` or `DecoderError` where a file cannot be loaded here.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = AUTO, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = AUTO,
+        max_tokens: int | None = None,
+        *,
+        engine_cache: Path | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         check_backend(backend)
         self.bundle = bundle
         manifest = bundle.manifest
@@ -118,7 +128,8 @@ class Pipeline:
             raise BundleError(f"{bundle.path}: the encoder reads another number of frames than the sampler picks")
         with ThreadPoolExecutor(max_workers=1) as pool:  # the graphs one after the other: loading one needs it thrice
             decoder = pool.submit(self._load_decoder, max_tokens)
-            vgg16, self.encoder = self._load(VGG16, backend), self._load(ENCODER, backend)
+            store = None if engine_cache is None else self._store(engine_cache, say)
+            vgg16, self.encoder = self._load(VGG16, backend, store), self._load(ENCODER, backend, store)
             self.decoder = decoder.result()
         self.sampler = Sampler(manifest.sampler, vgg16)
         self.backends = {
@@ -129,8 +140,13 @@ class Pipeline:
         spec = manifest.encoder
         self._norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
 
-    def _load(self, name: str, backend: str) -> Engine:
-        return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision)
+    def _store(self, cache: Path, say: Callable[[str], None]) -> EngineStore:
+        manifest = self.bundle.manifest
+        digests = {name: record.sha256 for name, record in manifest.files.items()}
+        return EngineStore(cache, VGG_BATCH, self.bundle.path, manifest.engines, digests, say)
+
+    def _load(self, name: str, backend: str, store: EngineStore | None) -> Engine:
+        return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision, store)
 
     def _load_decoder(self, max_tokens: int | None) -> Decoder:
         manifest = self.bundle.manifest

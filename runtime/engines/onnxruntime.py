@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from ...errors import EngineError
 from ..processors import usable_processors
+from . import EngineStore
 
 QUIET = 3  # ONNX Runtime's severity: errors and worse; its warnings are about the graph, not for a user
 
@@ -47,6 +48,6 @@ def _first_line(exc: Exception) -> str:
     return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
 
 
-def load(path: Path, precision: str) -> OnnxRuntimeEngine:
-    """Load the graph at `path`; see `svrt.runtime.engines.load`."""
+def load(path: Path, _backend: str, precision: str, _store: EngineStore | None) -> OnnxRuntimeEngine:
+    """Load the graph at `path`; see `svrt.runtime.engines.load`. Nothing is built, so there is nothing to store."""
     return OnnxRuntimeEngine(path, precision)
