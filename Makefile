@@ -15,6 +15,8 @@ LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.tom
 # Of llama.cpp only the library is used. Replace this for a GPU build, before the first `make`.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF
 
+TENSORRT_RTX := $(shell sed -n 's/^tensorrt-rtx = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+
 SAMPLES := models/pocket/sample
 SEEN := build/demo
 
@@ -77,4 +79,6 @@ $(VENV)/.demo: $(VENV)/.llama
 $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing what the tests compare with: PyTorch, transformers, peft, scikit-learn (large)"
 	$(PIP) install --constraint constraints.txt 'svrt[test]'
+	# It builds engines without a GPU; there are no wheels for other processors.
+	if [ "$$(uname -m)" = x86_64 ]; then $(PIP) install --no-deps $(TENSORRT_RTX); fi
 	touch $@

@@ -25,11 +25,11 @@ def load(bundle: Path | str | None = None, *, backend: str = "auto", max_tokens:
     Raises `SvrtError` where the bundle is damaged or cannot run here; see `svrt.runtime.pipeline.Pipeline`.
     """
     from .bundle import Bundle
-    from .cache import built_in_bundle
+    from .cache import built_in_bundle, cache_folder
     from .runtime.pipeline import Pipeline
 
     found = built_in_bundle() if bundle is None else Bundle.load(bundle)
-    return Pipeline(found, backend=backend, max_tokens=max_tokens)
+    return Pipeline(found, backend, max_tokens, engine_cache=cache_folder() / "engines")
 
 
 def __getattr__(name: str) -> object:

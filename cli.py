@@ -1,4 +1,4 @@
-"""The command line: `svrt export`, `svrt describe`, `svrt verify`.
+"""The command line: `svrt export`, `describe`, `verify`, `inspect`, `plan`.
 
 Exit codes: 0 success, 2 something the user can mend (one line on stderr says what), 130 Ctrl-C. What a command needs is
 imported inside it, so `svrt --help` is quick and `svrt describe` never loads the exporter.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,25 +56,83 @@ _EXPORT_EXAMPLES = """
 
   svrt export --out pocket-bundle
   svrt export my-recipe.toml --out /data/bundles/gym
+  svrt export sv3.3b --sampler timm/vgg16.tv_in1k --encoder facebook/vjepa2-vitl-fpc64-256 \\
+    --decoder meta-llama/Llama-3.2-3B-Instruct --adapter lora/ --projector projector.safetensors --out full
+  svrt export sv3.3b --random-weights --out full-size-to-measure
+  svrt export sv3.3b --random-weights --engines tensorrt-rtx --compute-capability 8.6 --out for-a-laptop
+
+An export that is interrupted goes on when the same command is given again.
 """
+
+
+def _source(role: str, what: str) -> Any:
+    return typer.Option(f"--{role}", metavar="PATH|ID", help=what, rich_help_panel="Sources")
 
 
 @app.command(epilog=_EXPORT_EXAMPLES)
 def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; a bundle there is replaced.")],
     recipe: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A built-in recipe (pocket) or a TOML file.")
+        str, typer.Argument(metavar="[RECIPE]", help="A built-in recipe (pocket, sv3.3b) or a TOML file.")
     ] = "pocket",
+    sampler: Annotated[str, _source("sampler", "VGG-16, torchvision names.")] = "",
+    encoder: Annotated[str, _source("encoder", "V-JEPA 2, as transformers saves it.")] = "",
+    projector: Annotated[str, _source("projector", "Two-layer MLP, safetensors.")] = "",
+    decoder: Annotated[str, _source("decoder", "LLaMA: Hugging Face folder or GGUF.")] = "",
+    adapter: Annotated[str, _source("adapter", "LoRA, as PEFT saves it; it is merged.")] = "",
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Random weights, at SV3.3B's full size, for each source not given.",
+            rich_help_panel="Sources",
+        ),
+    ] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Seed of random weights.", rich_help_panel="Sources")
+    ] = 0,
+    quant: Annotated[
+        str | None, typer.Option("--quant", metavar="NAME", help="Decoder: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="NAME", help="VGG-16 and encoder: fp32 or fp16.")
+    ] = None,
+    engines: Annotated[
+        str | None,
+        typer.Option("--engines", metavar="NAME", help="Build engines too: tensorrt (this GPU) or tensorrt-rtx."),
+    ] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option("--compute-capability", metavar="X.Y", help="GPU to build for, such as 8.6; tensorrt-rtx only."),
+    ] = None,
 ) -> None:
-    """Turn checkpoints into a bundle: VGG-16 and encoder as ONNX, LoRA merged into a quantized GGUF."""
+    """Turn checkpoints into a bundle: VGG-16 and encoder as ONNX, LoRA merged into a quantized GGUF.
+
+    A source is a path, a Hugging Face id (owner/name or owner/name@revision), or what the recipe says.
+    """
     try:
+        from .exporter import engines as tensorrt
         from .exporter.export import export as run
-        from .exporter.recipe import read_recipe
+        from .exporter.recipe import check_precision, read_recipe
         from .exporter.report import ExportDisplay
     except ImportError as exc:
         raise SvrtError(f"export lacks what it needs ({exc}); run: pip install 'svrt[export]'") from exc
-    with ExportDisplay() as display:
-        bundle = run(read_recipe(recipe), out, display.report)
+    if compute_capability is not None and engines is None:
+        raise SvrtError("--compute-capability says what --engines builds for; give --engines tensorrt-rtx too")
+    given = {"sampler": sampler, "encoder": encoder, "projector": projector, "decoder": decoder, "adapter": adapter}
+    chosen = read_recipe(recipe).with_sources(given, Path.cwd())
+    chosen = chosen.with_random_weights(seed) if random_weights else chosen
+    chosen = chosen if quant is None else chosen.with_quantization(quant)
+    chosen = chosen if precision is None else chosen.with_precision(check_precision(precision))
+    request = None if engines is None else tensorrt.Request(engines, compute_capability)
+    try:
+        with ExportDisplay() as display:
+            bundle = run(chosen, out, display.report, request)
+    except KeyboardInterrupt:
+        from .bundle import partial_folder
+
+        _say(f"interrupted; the same command goes on from here, or remove {partial_folder(out)}")
+        raise
     display.summary(bundle)
 
 
@@ -101,7 +159,10 @@ def describe(
         typer.Option("--keyframes", metavar="OUT.png", help="Draw the keyframes with their times; one clip only."),
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="NAME", help="What runs the graphs: auto, onnxruntime.")
+        str,
+        typer.Option(
+            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
+        ),
     ] = "auto",
     max_tokens: Annotated[
         int | None,
@@ -111,6 +172,7 @@ def describe(
     ] = None,
 ) -> None:
     """Describe clips in words. The text goes to stdout, everything else to stderr."""
+    from .cache import cache_folder
     from .runtime.contact_sheet import check_writable
     from .runtime.engines import check_backend
     from .runtime.pipeline import Pipeline
@@ -124,7 +186,8 @@ def describe(
     readable = [clip for clip in clips if _try(check_file, clip)]
     described = 0
     if readable:  # nothing is loaded, let alone exported, for a misspelt name
-        with Pipeline(_open_bundle(bundle), backend=backend, max_tokens=max_tokens) as pipeline:
+        opened = _open_bundle(bundle)
+        with Pipeline(opened, backend, max_tokens, engine_cache=cache_folder() / "engines", say=_say) as pipeline:
             printer = _Printer(pipeline, as_json, keyframes, named=len(clips) > 1)
             described = sum(_try(printer.describe, clip) for clip in readable)
     if described < len(clips):
@@ -202,6 +265,57 @@ def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder
     files = found.manifest.files
     size = sum(record.bytes for record in files.values()) / 1e6
     print(f"{bundle}: whole; {found.manifest.name}, {len(files)} files, {size:.1f} MB, {found.sha256}")
+
+
+@app.command(epilog="[bold]Examples[/bold]\n\n  svrt inspect pocket-bundle\n\n  svrt inspect pocket-bundle --json")
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what is in a bundle: files and their sizes, precision, parity, engines, where each part came from."""
+    from .inspection import inspect as look
+    from .inspection import show
+
+    found = look(bundle)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        show(found)
+
+
+_PLAN_EXAMPLES = """
+[bold]Examples[/bold]
+
+  svrt plan pocket-bundle
+  svrt plan pocket-bundle --device orin-nano-8gb-super
+  svrt plan pocket-bundle --device this
+"""
+
+
+@app.command(epilog=_PLAN_EXAMPLES)
+def plan(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="NAME", help="A board; or `this`, which measures this machine. All boards if not given."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say whether a bundle fits a board's memory, and how fast each stage can be at best there."""
+    from .bundle import Bundle
+
+    try:
+        from .exporter.plan import plans, show
+    except ImportError as exc:
+        raise SvrtError(f"plan lacks what it needs ({exc}); run: pip install 'svrt[export]'") from exc
+    found = plans(Bundle.load(bundle, verify=False), device)
+    if as_json:
+        values = [one.to_json() for one in found]
+        print(json.dumps(values if device is None else values[0]))
+    else:
+        show(found)
 
 
 def main() -> None:

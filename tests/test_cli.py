@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -179,27 +177,6 @@ def test_exporting_again_gives_the_same_bytes(pocket, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "decoder.gguf" in done.stdout
     assert Bundle.load(tmp_path / "again").manifest.files == pocket.manifest.files
-
-
-def test_ctrl_c_in_an_export_leaves_nothing(tmp_path):
-    out = tmp_path / "b"
-    command = [sys.executable, "-m", "svrt", "export", "pocket", "--out", str(out)]
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us behind "&"
-    )
-    partial = tmp_path / ".b.partial"
-    deadline = time.monotonic() + 120
-    while not (partial / "encoder.onnx").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert "Traceback" not in errors
-    assert os.listdir(tmp_path) == []
 
 
 def test_the_built_in_bundle_is_exported_once_and_mended_when_damaged(clip, tmp_path):

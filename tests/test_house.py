@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "records": {"errors"},
     "bundle": {"errors", "records"},
     "cache": {"errors", "bundle"},
+    "inspection": {"errors", "bundle"},
     "kernels": {"errors"},
     "runtime": {"errors", "bundle", "kernels"},
     "models": {"errors", "bundle"},
@@ -54,5 +55,5 @@ def test_a_file_imports_only_what_its_room_may(path, room, parts):
     assert "svrt" not in others, "imports inside the package are relative"
     if room != "models/pocket":
         assert not others & HEAVY
-    if room in ("errors", "records", "bundle", "cache", "kernels", "runtime", "benchmarks"):
+    if room in ("errors", "records", "bundle", "cache", "inspection", "kernels", "runtime", "benchmarks"):
         assert not others & ONLY_EXPORT
