@@ -18,7 +18,7 @@ from ..bundle import DecoderSpec, EncoderSpec, Parity, SamplerSpec
 from ..errors import CheckpointError
 from ..kernels.preprocess import Normalisation, normalise
 from ..models.checkpoint import Checkpoint
-from ..runtime.decoder import Decoder
+from ..runtime.decoder import Decoder, is_repacked
 from ..runtime.engines import load
 from ..runtime.sampler import Candidates
 from ..runtime.video import read_candidates
@@ -119,8 +119,14 @@ def decoder_parity(
     """
     noise = np.random.default_rng(NOISE_SEED).standard_normal(tokens.shape, dtype=np.float32) * tokens.std()
     clips = [tokens, noise]
+    _return_memory()
     with Decoder(
-        quantized, prefix=spec.prefix, suffix=spec.suffix, max_tokens=spec.max_tokens, video_tokens=len(tokens)
+        quantized,
+        prefix=spec.prefix,
+        suffix=spec.suffix,
+        max_tokens=spec.max_tokens,
+        video_tokens=len(tokens),
+        repacked=is_repacked(quantization),
     ) as decoder:
         prompt = decoder.prompt
         results = [decoder.prefill(clip) for clip in clips]

@@ -78,4 +78,8 @@ class ExportDisplay:
             found = manifest.parity.get(name)
             figures = (f"{found.relative_error:.1e}", f"{found.cosine:.6f}", found.reference) if found else ("", "", "")
             table.add_row(Text(name), record.precision, f"{record.bytes / 1e6:.1f}", *figures)
+        for name, found in manifest.parity.items():
+            if name not in manifest.files:
+                figures = f"{found.relative_error:.1e}", f"{found.cosine:.6f}", found.reference
+                table.add_row(Text(f"{name} (before quantization)"), "", "", *figures)
         Console(soft_wrap=True).print(table)

@@ -93,12 +93,19 @@ def _library() -> ModuleType:
     return library
 
 
+def is_repacked(quantization: str) -> bool:
+    """Whether llama.cpp repacks weights of this quantization when it runs them on a processor: those of 4 bits."""
+    return quantization.startswith("q4")
+
+
 class Decoder:
     """A LLaMA-type GGUF, ready to continue a prompt that contains one clip.
 
     `prefix` and `suffix` surround the video tokens; special tokens in them are parsed, and a bos token is put first
     where the model's metadata asks for one. `video_tokens` is the most a clip may have and, with `max_tokens`, sizes
-    the cache. `threads` defaults to the processors this process may use; `n_batch` bounds the tokens computed at once.
+    the cache. `repacked` says that llama.cpp arranges the weights anew for a processor (`is_repacked`): the file is
+    then read and not mapped, or both copies would lie in memory. `threads` defaults to the processors this process may
+    use; `n_batch` bounds the tokens computed at once.
 
     Every layer runs on the GPU where llama.cpp was built with one. Decoding is greedy, so the same video tokens give
     the same text. One object serves one thread at a time.
@@ -118,6 +125,7 @@ class Decoder:
         suffix: str,
         max_tokens: int = 96,
         video_tokens: int,
+        repacked: bool = False,
         threads: int | None = None,
         n_batch: int = 512,
     ) -> None:
@@ -126,7 +134,7 @@ class Decoder:
         self._lib = _library()
         self._path = gguf
         self._max_tokens, self._video_tokens = max_tokens, video_tokens
-        self._model = self._load_model()
+        self._model = self._load_model(repacked)
         self._free_model = weakref.finalize(self, self._lib.llama_model_free, self._model)
         try:
             self._vocabulary = self._lib.llama_model_get_vocab(self._model)
@@ -226,12 +234,15 @@ class Decoder:
             generate_ms=(time.perf_counter() - prefilled) * 1e3,
         )
 
-    def _load_model(self) -> Any:
+    def _load_model(self, repacked: bool) -> Any:
         if not self._path.is_file():
             raise DecoderError(f"{self._path}: no such GGUF file")
         lib = self._lib
         parameters = lib.llama_model_default_params()
-        parameters.n_gpu_layers = -1 if lib.llama_supports_gpu_offload() else 0  # negative: every layer
+        on_gpu = bool(lib.llama_supports_gpu_offload())
+        parameters.n_gpu_layers = -1 if on_gpu else 0  # negative: every layer
+        if repacked and not on_gpu:
+            parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
         _log.clear()
         model = lib.llama_model_load_from_file(os.fsencode(self._path), parameters)
         if not model:

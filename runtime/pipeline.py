@@ -15,7 +15,7 @@ import numpy as np
 from ..bundle import DECODER, ENCODER, VGG16, Bundle
 from ..errors import BundleError
 from ..kernels.preprocess import Normalisation, normalise
-from .decoder import Decoder
+from .decoder import Decoder, is_repacked
 from .engines import AUTO, Engine, EngineStore, check_backend, load
 from .sampler import VGG_BATCH, Candidates, Sampler
 from .video import read_candidates
@@ -156,6 +156,7 @@ class Pipeline:
             suffix=manifest.decoder.suffix,
             max_tokens=manifest.decoder.max_tokens if max_tokens is None else max_tokens,
             video_tokens=int(np.prod(manifest.encoder.token_grid)),
+            repacked=is_repacked(manifest.files[DECODER].precision),
         )
 
     def describe(self, clip: Path | str, on_text: Callable[[str], None] | None = None) -> Description:
