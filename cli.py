@@ -56,10 +56,12 @@ _EXPORT_EXAMPLES = """
 
   svrt export --out pocket-bundle
   svrt export my-recipe.toml --out /data/bundles/gym
-  svrt export sv3.3b --sampler timm/vgg16.tv_in1k --encoder facebook/vjepa2-vitl-fpc64-256 \\
-    --decoder meta-llama/Llama-3.2-3B-Instruct --adapter lora/ --projector projector.safetensors --out full
-  svrt export sv3.3b --random-weights --out full-size-to-measure
-  svrt export sv3.3b --random-weights --engines tensorrt-rtx --compute-capability 8.6 --out for-a-laptop
+  svrt export sv3.3b --sampler timm/vgg16.tv_in1k \\
+    --encoder facebook/vjepa2-vitl-fpc64-256 \\
+    --decoder meta-llama/Llama-3.2-3B-Instruct \\
+    --adapter lora/ --projector projector.safetensors --out full
+  svrt export sv3.3b --random-weights --out to-measure
+  svrt export --engines tensorrt-rtx --compute-capability 8.6 --out laptop
 
 An export that is interrupted goes on when the same command is given again.
 """
@@ -73,7 +75,7 @@ def _source(role: str, what: str) -> Any:
 def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; a bundle there is replaced.")],
     recipe: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A built-in recipe (pocket, sv3.3b) or a TOML file.")
+        str, typer.Argument(metavar="RECIPE", help="A built-in recipe (pocket, sv3.3b) or a TOML file.")
     ] = "pocket",
     sampler: Annotated[str, _source("sampler", "VGG-16, torchvision names.")] = "",
     encoder: Annotated[str, _source("encoder", "V-JEPA 2, as transformers saves it.")] = "",
@@ -89,8 +91,11 @@ def export(
         ),
     ] = False,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Seed of random weights.", rich_help_panel="Sources")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--seed", min=0, metavar="N", help="Of random weights; 0 if not given.", rich_help_panel="Sources"
+        ),
+    ] = None,
     quant: Annotated[
         str | None, typer.Option("--quant", metavar="NAME", help="Decoder: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")
     ] = None,
@@ -117,11 +122,13 @@ def export(
         from .exporter.report import ExportDisplay
     except ImportError as exc:
         raise SvrtError(f"export lacks what it needs ({exc}); run: pip install 'svrt[export]'") from exc
+    if seed is not None and not random_weights:
+        raise SvrtError("--seed is of random weights; give --random-weights too")
     if compute_capability is not None and engines is None:
         raise SvrtError("--compute-capability says what --engines builds for; give --engines tensorrt-rtx too")
     given = {"sampler": sampler, "encoder": encoder, "projector": projector, "decoder": decoder, "adapter": adapter}
     chosen = read_recipe(recipe).with_sources(given, Path.cwd())
-    chosen = chosen.with_random_weights(seed) if random_weights else chosen
+    chosen = chosen.with_random_weights(seed or 0) if random_weights else chosen
     chosen = chosen if quant is None else chosen.with_quantization(quant)
     chosen = chosen if precision is None else chosen.with_precision(check_precision(precision))
     request = None if engines is None else tensorrt.Request(engines, compute_capability)

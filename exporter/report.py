@@ -81,5 +81,5 @@ class ExportDisplay:
         for name, found in manifest.parity.items():
             if name not in manifest.files:
                 figures = f"{found.relative_error:.1e}", f"{found.cosine:.6f}", found.reference
-                table.add_row(Text(f"{name} (before quantization)"), "", "", *figures)
+                table.add_row(Text(name), "f16", "not kept", *figures)
         Console(soft_wrap=True).print(table)

@@ -157,7 +157,7 @@ def test_a_terminal_without_utf8_still_gets_its_json(pocket, clip, tmp_path):
 
 def test_version_and_help():
     assert svrt("--version").stdout.startswith("svrt 0.")
-    for command in ("export", "describe", "verify"):
+    for command in ("export", "describe", "verify", "inspect", "plan"):
         done = svrt(command, "--help")
         assert done.returncode == 0 and f"svrt {command}" in done.stdout.split("Example")[1]
     assert svrt("describe").returncode == 2
@@ -170,6 +170,25 @@ def test_describe_loads_no_training_or_export_library(pocket, clip):
     loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert {"numpy", "cv2", "onnxruntime", "llama_cpp"} <= loaded
     assert not loaded & {"torch", "transformers", "onnx", "sklearn", "peft", "gguf", "safetensors", "scipy", "pywt"}
+
+
+def test_a_bundle_is_inspected_and_planned_for_a_board(pocket):
+    seen = svrt("inspect", pocket.path)
+    assert seen.returncode == 0 and "decoder.gguf" in seen.stdout and seen.stderr == ""
+    values = json.loads(svrt("inspect", pocket.path, "--json").stdout)
+    assert pocket.sha256 in json.dumps(values)
+    one = svrt("plan", pocket.path, "--device", "orin-nano-8gb")
+    assert one.returncode == 0 and "Assumptions" in one.stdout, one.stderr
+    every = json.loads(svrt("plan", pocket.path, "--json").stdout)
+    assert len(every) > 5
+    unknown = svrt("plan", pocket.path, "--device", "orin-nano")
+    assert unknown.returncode == 2 and "orin-nano-8gb" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
+
+
+def test_a_backend_that_cannot_run_here_is_one_line(pocket, clip):
+    for backend in ("tensorrt", "tensorrt-rtx", "abacus"):
+        done = svrt("describe", clip, "--bundle", pocket.path, "--backend", backend)
+        assert done.returncode == 2 and backend in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_exporting_again_gives_the_same_bytes(pocket, tmp_path):

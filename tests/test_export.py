@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import Hub
 from safetensors.numpy import load_file, save_file
 from small_llama import edit_json
 from small_system import write_system
@@ -231,6 +232,7 @@ def test_what_cannot_be_made_is_told_before_any_work(system, tmp_path):
         (["--engines", "tensorflow"], "'tensorflow'"),
         (["--compute-capability", "8.6"], "give --engines tensorrt-rtx too"),
         (["--engines", "tensorrt-rtx", "--compute-capability", "1.0"], "tensorrt-rtx"),
+        (["--seed", "1"], "give --random-weights too"),
         (["--precision", "int8"], "one of fp32, fp16"),
         (["--quant", "q3"], "one of f16"),
     ):
@@ -238,3 +240,24 @@ def test_what_cannot_be_made_is_told_before_any_work(system, tmp_path):
         assert done.returncode == 2, done.stderr
         assert message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
         assert os.listdir(tmp_path) == []
+
+
+def test_parts_from_a_hub_give_the_same_bundle_and_their_commits(system, bundle, tmp_path):
+    with Hub() as hub:
+        commits = {}
+        for role in ROLES:
+            held = {file.name: file.read_bytes() for file in (system / role).iterdir()}
+            commits[role] = hub.add(
+                f"sv33b/{role}", {**held, "README.md": b"# Weights", "pytorch_model.bin": b"pickle"}
+            )
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
+        command = [sys.executable, "-m", "svrt", "export", str(system / "small.toml"), "--out", str(tmp_path / "b")]
+        sources = [word for role in ROLES for word in (f"--{role}", f"sv33b/{role}@main")]
+        done = subprocess.run([*command, *sources], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = Bundle.load(tmp_path / "b").manifest
+    assert {role: source.revision for role, source in found.provenance.items()} == commits
+    assert found.provenance["decoder"].name == "sv33b/decoder@main"
+    assert found.files == bundle.manifest.files
+    for role in ROLES:
+        assert found.provenance[role].sha256 == bundle.manifest.provenance[role].sha256
