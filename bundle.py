@@ -141,15 +141,24 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What the decoder is told around the video tokens, and how long it may answer (`max_tokens`)."""
+    """What the decoder is told around the video tokens, and how long it may answer (`max_tokens`).
+
+    `answers` are the words that a text can begin with, by what they say, where a system always answers the same
+    question first: a text's confidence is the share of its own beginning among them, of logits divided by
+    `temperature`.
+    """
 
     prefix: str
     suffix: str
     max_tokens: int
     width: int
+    answers: dict[str, str] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1 and self.width >= 1, "max_tokens and width must be 1 or more")
+        _require(len(self.answers) != 1 and all(self.answers.values()), "answers must be two or more, none empty")
+        _require(math.isfinite(self.temperature) and self.temperature > 0, "temperature must be above 0")
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -106,10 +106,12 @@ class DecoderRecipe:
     adapter: str | None = None
     quantization: str = "q4_k_m"
     max_tokens: int = 96
+    answers: dict[str, str] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def spec(self, width: int) -> DecoderSpec:
         """What the bundle says of it, for video tokens of `width`; raises `SvrtError` as above."""
-        return DecoderSpec(prefix=self.prefix, suffix=self.suffix, max_tokens=self.max_tokens, width=width)
+        return DecoderSpec(self.prefix, self.suffix, self.max_tokens, width, self.answers, self.temperature)
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,14 @@ _SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 @dataclass(frozen=True)
 class Generation:
-    """One generated text, and what it took. Times are wall-clock milliseconds."""
+    """One generated text, and what it took. Times are wall-clock milliseconds.
+
+    `confidence` is the probability of what the text begins with among the decoder's `answers`; None without them, or
+    where the text begins otherwise.
+    """
 
     text: str
+    confidence: float | None
     prompt_tokens: int  # prefix and suffix
     video_tokens: int
     generated_tokens: int  # of `text`; the token that ends it is not counted
@@ -104,13 +109,15 @@ class Decoder:
     `prefix` and `suffix` surround the video tokens; special tokens in them are parsed, and a bos token is put first
     where the model's metadata asks for one. `video_tokens` is the most a clip may have and, with `max_tokens`, sizes
     the cache. `repacked` says that llama.cpp arranges the weights anew for a processor (`is_repacked`): the file is
-    then read and not mapped, or both copies would lie in memory. `threads` defaults to the processors this process may
-    use; `n_batch` bounds the tokens computed at once.
+    then read and not mapped, or both copies would lie in memory. `answers` are the words a text can begin with, whose
+    first tokens must differ, and `temperature` what their logits are divided by: see `Generation`. `threads` defaults
+    to the processors this process may use; `n_batch` bounds the tokens computed at once.
 
     Every layer runs on the GPU where llama.cpp was built with one. Decoding is greedy, so the same video tokens give
     the same text. One object serves one thread at a time.
 
-    Raises `DecoderError` for a file llama.cpp cannot load, and for a prompt longer than the model was trained for.
+    Raises `DecoderError` for a file llama.cpp cannot load, for a prompt longer than the model was trained for, and for
+    answers that begin with the same token.
     """
 
     name: str  # the model's own name and quantization, such as "Llama 3.2 3B Instruct Q8_0"
@@ -126,6 +133,8 @@ class Decoder:
         max_tokens: int = 96,
         video_tokens: int,
         repacked: bool = False,
+        answers: Sequence[str] = (),
+        temperature: float = 1.0,
         threads: int | None = None,
         n_batch: int = 512,
     ) -> None:
@@ -142,6 +151,7 @@ class Decoder:
             self.width = self._lib.llama_model_n_embd_inp(self._model)
             self.name, self.backend = self._describe_model(), self._describe_backend()
             self._prefix, self._suffix = self._tokenize(prefix, first=True), self._tokenize(suffix, first=False)
+            self._answers, self._temperature = self._first_tokens(answers), temperature
             # A batch larger than the longest stretch would only cost memory.
             longest = max(len(self._prefix), len(self._suffix), video_tokens)
             self._batch = _Batch(self._lib, min(n_batch, longest))
@@ -205,7 +215,8 @@ class Decoder:
         if not 1 <= limit <= self._max_tokens:
             raise DecoderError(f"max_tokens {limit} is outside 1 to {self._max_tokens}, which the decoder was made for")
         started = time.perf_counter()
-        token = _highest(self.prefill(video_tokens))
+        logits = self.prefill(video_tokens)
+        token = _highest(logits)
         prefilled = time.perf_counter()
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         pieces: list[str] = []
@@ -227,6 +238,7 @@ class Decoder:
         emit(utf8.decode(b"", final=True))
         return Generation(
             text="".join(pieces),
+            confidence=_share(logits, token, self._answers, self._temperature),
             prompt_tokens=len(self._prefix) + len(self._suffix),
             video_tokens=len(video_tokens),
             generated_tokens=generated,
@@ -304,6 +316,12 @@ class Decoder:
         # A template that already spells bos out must not get a second one.
         if first and lib.llama_vocab_get_add_bos(self._vocabulary) and tokens[:1] != [bos]:
             tokens.insert(0, bos)
+        return tokens
+
+    def _first_tokens(self, answers: Sequence[str]) -> list[int]:
+        tokens = [self._tokenize(answer, first=False)[0] for answer in answers]
+        if len(set(tokens)) < len(tokens):
+            raise DecoderError(f"{self._path}: the answers {', '.join(answers)} begin with the same token")
         return tokens
 
     def _piece(self, token: int) -> bytes:
@@ -413,6 +431,14 @@ class _Batch:
         batch.seq_id = self._sequences.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(self._lib.llama_seq_id)))
         batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         return batch
+
+
+def _share(logits: np.ndarray, token: int, answers: list[int], temperature: float) -> float | None:
+    """Probability of `token` among `answers` alone, or None where it is none of them."""
+    if token not in answers:
+        return None
+    scaled = (logits[answers].astype(np.float64) - logits[token]) / temperature  # of the highest: nothing overflows
+    return float(1.0 / np.exp(scaled).sum())
 
 
 def _highest(logits: np.ndarray) -> int:

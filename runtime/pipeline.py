@@ -64,10 +64,14 @@ class BundleName:
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` gives. `thumbnails` are the keyframes for a person to see: uint8 BGR, longer side 320 at most."""
+    """What `describe` gives. `confidence` is the probability of what the text says first, among all that it could (see
+    `svrt.bundle.DecoderSpec`); None for a system that has no such answers. `thumbnails` are the keyframes for a person
+    to see: uint8 BGR, longer side 320 at most.
+    """
 
     clip: str
     text: str
+    confidence: float | None
     keyframes: list[Keyframe]
     timings_ms: Timings
     tokens: TokenCounts
@@ -80,6 +84,7 @@ class Description:
         """Plain values for `json.dumps`; without warnings and thumbnails, which are for a person."""
         values = asdict(self)
         del values["warnings"], values["thumbnails"]
+        values["confidence"] = None if self.confidence is None else round(self.confidence, 4)
         values["timings_ms"] = {stage: round(ms, 3) for stage, ms in values["timings_ms"].items()}
         for keyframe in values["keyframes"]:
             keyframe["time_s"] = round(keyframe["time_s"], 6)
@@ -157,6 +162,8 @@ class Pipeline:
             max_tokens=manifest.decoder.max_tokens if max_tokens is None else max_tokens,
             video_tokens=int(np.prod(manifest.encoder.token_grid)),
             repacked=is_repacked(manifest.files[DECODER].precision),
+            answers=list(manifest.decoder.answers.values()),
+            temperature=manifest.decoder.temperature,
         )
 
     def describe(self, clip: Path | str, on_text: Callable[[str], None] | None = None) -> Description:
@@ -175,6 +182,7 @@ class Pipeline:
         return Description(
             clip=str(clip),
             text=generation.text.strip(),
+            confidence=generation.confidence,
             keyframes=[Keyframe(candidates.indices[pick], candidates.times_s[pick]) for pick in picks],
             timings_ms=Timings(**watch.ms, prefill=generation.prefill_ms, generate=generation.generate_ms),
             tokens=TokenCounts(generation.video_tokens, generation.prompt_tokens, generation.generated_tokens),

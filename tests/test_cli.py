@@ -15,7 +15,7 @@ from svrt.bundle import Bundle
 from svrt.exporter.parity import sample_clip
 from test_video import BAD_CLIPS, bad_clip
 
-KEYS = {"clip", "text", "keyframes", "timings_ms", "tokens", "bundle", "backends"}
+KEYS = {"clip", "text", "confidence", "keyframes", "timings_ms", "tokens", "bundle", "backends"}
 STAGES = ("decode", "sample", "encode", "prefill", "generate")
 
 
@@ -45,6 +45,7 @@ def test_describe_gives_json_with_16_keyframes_in_time_order(pocket, clip):
         assert description["text"].strip()
         assert description["bundle"] == {"name": "pocket", "sha256": pocket.sha256}
         assert description["tokens"]["video"] == 128 and description["tokens"]["generated"] > 0
+        assert 0.5 <= description["confidence"] <= 1
         assert set(description["timings_ms"]) == {*STAGES, "total"}
         assert sum(description["timings_ms"][s] for s in STAGES) <= description["timings_ms"]["total"] * 1.01
         assert set(description["backends"]) == {"sampler", "encoder", "decoder"}

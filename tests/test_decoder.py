@@ -389,3 +389,26 @@ def test_the_runtime_imports_nothing_of_the_exporter(model: Path) -> None:
     """
     found = run(program, model)
     assert found.stdout.strip() == "[]" and found.stderr == ""
+
+
+def test_confidence_is_the_softmax_over_the_answers_alone(model: Path, embedding: np.ndarray) -> None:
+    rng = np.random.default_rng(5)
+    clips = [embedding[rng.integers(0, 400, CLIP_TOKENS)] for _ in range(12)]
+    with new(model) as plain:
+        logits = [plain.prefill(clip).astype(np.float64) for clip in clips]
+        assert plain.generate(clips[0], max_tokens=1).confidence is None
+        begins = [int(np.argmax(row)) for row in logits]
+        words = [plain._piece(token).decode(errors="replace") for token in dict.fromkeys(begins)]
+    words = [word for word, ids in zip(words, llama_tokens(model, words), strict=True) if ids and ids[0] in begins][:3]
+    tokens = [ids[0] for ids in llama_tokens(model, words)]
+    assert len(tokens) >= 2
+    with new(model, answers=words, temperature=1.7) as decoder:
+        for clip, row, token in zip(clips, logits, begins, strict=True):
+            found = decoder.generate(clip, max_tokens=1).confidence
+            shares = np.exp(row[tokens] / 1.7) / np.exp(row[tokens] / 1.7).sum()
+            assert found == (pytest.approx(shares.max(), rel=1e-6) if token in tokens else None)
+
+
+def test_answers_that_cannot_be_told_apart_are_refused(model: Path) -> None:
+    with pytest.raises(DecoderError, match="The guard, The centre begin with the same token"):
+        new(model, answers=["The guard", "The centre"])

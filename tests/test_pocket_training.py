@@ -15,7 +15,7 @@ from svrt.exporter.recipe import read_recipe
 from svrt.models.pocket import renderer, weights
 from svrt.models.pocket.captions import caption
 from svrt.models.pocket.dataset import Sample, StoredClip, augmented_sample, plain_sample, rendered_clips
-from svrt.models.pocket.evaluate import wilson
+from svrt.models.pocket.evaluate import Answer, calibration_error, wilson
 from svrt.models.pocket.keyframes import SAMPLER
 from svrt.models.pocket.network import (
     Describer,
@@ -26,6 +26,7 @@ from svrt.models.pocket.network import (
     pool,
     smollm_path,
 )
+from svrt.models.pocket.shot import Shot
 from svrt.models.pocket.train import Schedule, Trainer, save_state, speech, stacked
 from transformers import VJEPA2Model
 
@@ -181,6 +182,20 @@ def test_a_schedule_warms_up_and_comes_down() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.02)
     assert Schedule(100, 8, 1.0, minutes=2.0).progress(0, 60.0) == 0.5
+
+
+def test_calibration_error_is_the_gap_between_being_sure_and_being_right() -> None:
+    shot = Shot("make", "left", ("net",), "down")
+
+    def said(confidence: float | None, right: int, wrong: int) -> list[Answer]:
+        texts = ["Made shot."] * right + ["Missed shot."] * wrong
+        return [Answer("a", shot, text, confidence) for text in texts]
+
+    assert calibration_error(said(0.75, 3, 1)) == pytest.approx(0.0)
+    assert calibration_error(said(0.95, 1, 1)) == pytest.approx(0.45)
+    assert calibration_error([*said(0.95, 1, 1), *said(0.75, 3, 3), *said(None, 0, 9)]) == pytest.approx(
+        2 / 8 * 0.45 + 6 / 8 * 0.25
+    )
 
 
 def test_wilson_intervals_are_those_of_the_textbook() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...bundle import Bundle
@@ -48,11 +49,12 @@ MEASURES: dict[str, Callable[[Shot | PartialShot], object]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One clip: what happened, and what was said."""
+    """One clip: what happened, what was said, and how sure of the outcome the decoder was (by a bundle alone)."""
 
     name: str
     truth: Shot
     text: str
+    confidence: float | None = None
 
 
 def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -78,7 +80,21 @@ def bundle_answers(bundle: Path, rim: Path) -> list[Answer]:
     """Describe the validation clips as a user would: video files, the runtime, an exported and quantized bundle."""
     rows = [row for row in read_labels(rim) if row["split"] == "val"]
     with Pipeline(Bundle.load(bundle)) as pipeline:
-        return [Answer(row["file"], shot_of(row), pipeline.describe(rim / row["file"]).text) for row in rows]
+        found = [(row, pipeline.describe(rim / row["file"])) for row in rows]
+    return [Answer(row["file"], shot_of(row), said.text, said.confidence) for row, said in found]
+
+
+def calibration_error(said: Sequence[Answer], bins: int = 10) -> float:
+    """Expected calibration error of the outcome: |share right - mean confidence| over `bins` of equal width, weighted.
+
+    Source: Guo et al., arXiv 1706.04599, equation 3. Answers without a confidence are left out.
+    """
+    sure = [answer for answer in said if answer.confidence is not None]
+    confidence = np.array([answer.confidence for answer in sure], np.float64)
+    right = np.array([parse(answer.text).outcome == answer.truth.outcome for answer in sure], np.float64)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(right[place == b].sum() - confidence[place == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / len(sure))
 
 
 def scores(said: Sequence[Answer]) -> list[str]:
@@ -120,6 +136,8 @@ def report(title: str, said: Sequence[Answer], each: bool = False) -> None:
     print(f"\n{title}: {len(said)} clips")
     for line in (*scores(said), *confusion(said)):
         print("  " + line)
+    if any(answer.confidence is not None for answer in said):
+        print(f"  expected calibration error of the outcome, 10 bins: {calibration_error(said):.3f}")
     for answer in said if each else ():
         print(f"  {answer.name}  {answer.truth.outcome}/{answer.truth.entry}/{answer.truth.exit}  {answer.text}")
 
