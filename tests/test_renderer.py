@@ -8,21 +8,34 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from svrt.models.pocket import renderer
+from svrt.models.pocket.dataset import decode_clip
 from svrt.models.pocket.flight import (
     BALL_RADIUS,
     NET_LENGTH,
     RING_RADIUS,
     TUBE_RADIUS,
     Board,
+    Flight,
     fly,
     launch,
     net_radius,
 )
-from svrt.models.pocket.renderer import RenderedClip, render
+from svrt.models.pocket.renderer import SAMPLES, RenderedClip, render
+from svrt.models.pocket.shot import Contact
 
 BOARD = Board(half_width=0.9, bottom=-0.15, top=0.9, fan=False)
 SAMPLE = Path(__file__).parent.parent / "models" / "pocket" / "sample"
 SEEDS = range(12)
+
+
+# Frames, contacts and passing the net, and the grey levels of a 4 x 4 thumbnail of the first contact's frame.
+FILMED = {
+    0: (30, "entry 5, rim 15, exit 25", "155 155 155 155 156 141 154 162 122 133 123 158 171 146 160 173"),
+    1: (38, "entry 7, net 30, through 33, exit 34", "146 168 182 182 138 140 181 187 147 123 144 186 161 165 112 159"),
+    3: (39, "entry 1, backboard 5, rim 7, exit 35", "100 70 77 58 88 136 102 83 197 183 138 187 97 107 112 115"),
+    11: (30, "entry 0, net 14, through 17, exit 22", "39 30 30 27 139 88 66 28 124 119 113 23 74 67 64 61"),
+}
 
 
 @cache
@@ -61,12 +74,72 @@ def test_events_are_in_order_and_agree_with_the_labels(seed: int) -> None:
     times = [event.frame for event in truth.events]
     assert kinds[0] == "entry"
     assert kinds[-1] == "exit"
-    assert tuple(kinds[1:-1]) == truth.contacts
+    assert tuple(kind for kind in kinds[1:-1] if kind != "through") == truth.contacts
     assert times == sorted(times)
     assert times[0] >= 0
     assert times[-1] < len(frames)
     assert (truth.contacts[-1:] == ("net",)) == (truth.outcome == "make")
     assert truth.exit == "down" or truth.outcome == "miss"
+
+
+@pytest.mark.parametrize("seed", FILMED)
+def test_a_seed_films_what_it_always_filmed(seed: int) -> None:
+    """To a grey level: processors differ in the last bit, and any other random draw changes everything."""
+    frames, events, levels = FILMED[seed]
+    filmed = clip(seed)
+    assert len(filmed.frames) == frames
+    assert ", ".join(f"{event.kind} {event.frame}" for event in filmed.truth.events) == events
+    grey = cv2.cvtColor(filmed.frames[filmed.truth.events[1].frame], cv2.COLOR_BGR2GRAY)
+    thumbnail = cv2.resize(grey, (4, 4), interpolation=cv2.INTER_AREA).ravel().astype(int)
+    np.testing.assert_allclose(thumbnail, [int(level) for level in levels.split()], atol=1)
+
+
+@pytest.mark.parametrize("outcome", SAMPLES)
+def test_the_committed_sample_clips_are_what_their_seeds_film(outcome: str) -> None:
+    drawn = render(SAMPLES[outcome], outcome, seconds=2.0).frames.astype(np.float32)
+    kept = np.stack(decode_clip(SAMPLE / f"{outcome}.mp4"))
+    assert np.abs(drawn - kept).mean(axis=(1, 2, 3)).max() < 6, "grey levels; compression leaves 3, another clip 70"
+
+
+def test_a_made_ball_has_passed_the_net_after_it_touched_it_and_before_it_leaves_the_picture() -> None:
+    passed = 0
+    for seed in range(60):
+        truth = clip(seed).truth
+        kinds = [event.kind for event in truth.events]
+        assert kinds.count("through") <= (truth.outcome == "make")
+        if "through" in kinds:
+            passed += 1
+            assert kinds[-3:] == ["net", "through", "exit"]
+            net, through = truth.events[-3].frame, truth.events[-2].frame
+            assert truth.ball[through, 3] == 1
+            assert 0.04 < (through - net) / 30 < 0.7, "seconds from the top of a 0.42 m net to below its hem"
+            assert truth.ball[through, 1] > truth.ball[net, 1], "lower in the picture"
+    assert passed > 10
+
+
+def test_an_events_frame_is_the_first_exposed_at_its_step_or_later() -> None:
+    nothing = np.zeros((80, 3))
+    flight = Flight(nothing, nothing, made_at=20)
+    exposed = 3 + 8 * np.arange(10)  # steps 3, 11, 19, 27, ...
+    touches: list[tuple[Contact, int]] = [("rim", 11), ("net", 12)]
+    events = renderer._events(flight, touches, exposed, entered=0, left_at=5)
+    assert [(event.kind, event.frame) for event in events] == [
+        ("entry", 0),
+        ("rim", 1),
+        ("net", 2),
+        ("through", 3),
+        ("exit", 5),
+    ]
+    gone = renderer._events(flight, touches, exposed, entered=0, left_at=3)
+    assert "through" not in [event.kind for event in gone], "it leaves the picture with the frame that would show it"
+
+
+def test_a_ball_is_through_at_the_first_step_that_has_it_half_out_below_the_net() -> None:
+    flight = fly((0.02, 0.0, 0.6), (0.0, 0.0, 0.0), 2.0, BOARD, 0.6, 0.6, 4.0)
+    (_, touched), out = flight.contacts[-1], int(np.argmax(flight.positions[:, 2] < -NET_LENGTH - BALL_RADIUS / 2))
+    assert touched < out
+    assert flight.made_at is not None
+    assert abs(flight.made_at - out) <= 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -41,6 +41,8 @@ LEAD_SECONDS = 1.0  # flight simulated before the ball reaches its target
 MARGIN = 0.07  # share of the picture drawn beyond each edge, for the shake to move in
 MAX_FRAMES = 60
 
+EventKind = Literal["entry", "backboard", "rim", "net", "through", "exit"]
+
 # Colours seen on outdoor courts, BGR.
 BOARDS = ((238, 238, 236), (205, 228, 235), (178, 165, 148), (232, 222, 214))
 RIMS = ((45, 50, 200), (40, 75, 220), (42, 38, 52), (60, 55, 140), (30, 30, 120))
@@ -51,9 +53,14 @@ SAMPLES: dict[Outcome, int] = {"make": 2_000_000_017, "miss": 2_000_000_062}  # 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens in a clip, and the frame that first shows it."""
+    """Something that happens in a clip, and the frame that first shows it.
 
-    kind: Literal["entry", "backboard", "rim", "net", "exit"]
+    "entry": at least a third of the ball is inside the picture (frame 0 where it was from the start). "backboard",
+    "rim", "net": the ball has touched it; touches of one thing in a row are one event. "through": a made ball has left
+    the net below, absent where it leaves the picture first. "exit": no more than a third of the ball is left inside.
+    """
+
+    kind: EventKind
     frame: int
 
 
@@ -248,10 +255,22 @@ def _cut(
         return None
     if not contacts and rng.random() < 0.9:
         return None
-    frame_of = {id(t): int(np.searchsorted(steps, t[1])) - begin for t in touches}
-    events = [Event("entry", entered - begin), *(Event(t[0], frame_of[id(t)]) for t in touches)]
-    events.append(Event("exit", left_at - begin))
-    return _Take(flight, int(steps[begin]), length, Shot(outcome, entry, contacts, exit_), tuple(events))
+    events = _events(flight, touches, steps[begin : begin + length], entered - begin, left_at - begin)
+    return _Take(flight, int(steps[begin]), length, Shot(outcome, entry, contacts, exit_), events)
+
+
+def _events(
+    flight: Flight, touches: list[tuple[Contact, int]], steps: Array, entered: int, left_at: int
+) -> tuple[Event, ...]:
+    """What happens in frames that show the simulation steps int64 [N], in order."""
+
+    def first_shown(step: int) -> int:
+        return int(np.searchsorted(steps, step))
+
+    events = [Event("entry", entered), *(Event(what, first_shown(step)) for what, step in touches)]
+    if flight.made_at is not None and first_shown(flight.made_at) < left_at:
+        events.append(Event("through", first_shown(flight.made_at)))
+    return (*events, Event("exit", left_at))
 
 
 def _inside(seen: Array, camera: Camera, size: int) -> Array:
