@@ -217,6 +217,7 @@ class Decoder:
         started = time.perf_counter()
         logits = self.prefill(video_tokens)
         token = _highest(logits)
+        confidence = _share(logits, token, self._answers, self._temperature)
         prefilled = time.perf_counter()
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         pieces: list[str] = []
@@ -238,7 +239,7 @@ class Decoder:
         emit(utf8.decode(b"", final=True))
         return Generation(
             text="".join(pieces),
-            confidence=_share(logits, token, self._answers, self._temperature),
+            confidence=confidence,
             prompt_tokens=len(self._prefix) + len(self._suffix),
             video_tokens=len(video_tokens),
             generated_tokens=generated,
