@@ -95,7 +95,8 @@ class ReferenceLlama:
         if len(unique) and not (unique[0] >= 0 and unique[-1] < size):
             raise CheckpointError(f"token ids {unique[0]} to {unique[-1]} do not fit an embedding of {size} rows")
         rows = [self._weights.rows(EMBEDDING, token, token + 1) for token in unique.tolist()]
-        return np.concatenate([np.empty((0, self.shape.width), np.float32), *rows])[places]
+        table: np.ndarray = np.concatenate([np.empty((0, self.shape.width), np.float32), *rows])
+        return np.asarray(table[places])
 
     def logits(
         self, sequences: Sequence[np.ndarray], *, last: bool = False, progress: Progress = lambda *_: None
