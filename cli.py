@@ -1,4 +1,4 @@
-"""The command line: `svrt export`, `describe`, `verify`, `inspect`, `plan`.
+"""The command line: `svrt export`, `describe`, `eval`, `verify`, `inspect`, `plan`.
 
 Exit codes: 0 success, 2 something the user can mend (one line on stderr says what), 130 Ctrl-C. What a command needs is
 imported inside it, so `svrt --help` is quick and `svrt describe` never loads the exporter.
@@ -261,6 +261,73 @@ def _figures(found: Description) -> str:
         f"decode {ms.decode:.0f}, sample {ms.sample:.0f}, encode {ms.encode:.0f}, prefill {ms.prefill:.0f}, "
         f"generate {ms.generate:.0f}, total {ms.total:.0f} ms"
     )
+
+
+_EVAL_EXAMPLES = """
+[bold]Examples[/bold]
+
+  svrt eval val.tsv --clips nsva/
+  svrt eval labels.tsv --clips rim/ --bundle gym --out gym-eval
+  svrt eval val.parquet --clips nsva/ --json > val.json
+
+A table has a column video_path or video, and intent or reference, or labels: outcome, entry, board or contact, exit.
+
+An evaluation that is interrupted goes on when the same command is given again.
+"""
+
+
+@app.command(name="eval", epilog=_EVAL_EXAMPLES)
+def evaluate(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="TSV, CSV, JSONL or parquet.", show_default=False)],
+    clips: Annotated[Path, typer.Option("--clips", metavar="FOLDER", help="Folder that the table's videos lie in.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for texts and reports; TABLE-eval here if not given."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
+        ),
+    ] = "auto",
+) -> None:
+    """Describe the clips of a table, and score the texts against its references and labels."""
+    try:
+        from .evaluation.evaluate import Job
+        from .evaluation.evaluate import evaluate as run
+        from .evaluation.report import EvaluationDisplay, show
+    except ImportError as exc:
+        raise SvrtError(f"eval lacks what it needs ({exc}); run: pip install 'svrt[eval]'") from exc
+    from .cache import cache_folder
+    from .runtime.engines import check_backend
+    from .runtime.pipeline import Pipeline
+
+    check_backend(backend)
+    job = Job.read(table, clips)
+    opened = _open_bundle(bundle)
+    place = Path(f"{table.stem}-eval") if out is None else out
+
+    def open_pipeline() -> Pipeline:
+        return Pipeline(opened, backend, engine_cache=cache_folder() / "engines", say=_say)
+
+    try:
+        with EvaluationDisplay() as display:
+            found = run(job, opened, place, backend, open_pipeline, display.report)
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from here")
+        raise
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        show(found, place)
+    if found.failed:
+        _say(f"{len(found.failed)} of {len(job.rows)} clips could not be described")
+        raise typer.Exit(ClipError.exit_code)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  svrt verify pocket-bundle")

@@ -7,7 +7,7 @@ import pytest
 import svrt
 
 ROOT = Path(svrt.__file__).parent
-ROOMS = ("kernels", "models", "exporter", "runtime", "benchmarks")
+ROOMS = ("kernels", "models", "exporter", "runtime", "benchmarks", "evaluation")
 MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "models/pocket": {"errors", "bundle", "kernels", "models", "runtime"},  # its training samples as the runtime does
     "exporter": {"errors", "records", "bundle", "kernels", "models", "runtime"},  # runtime: for parity
     "benchmarks": {"errors", "bundle", "cache", "kernels", "runtime"},
+    "evaluation": {"errors", "records", "bundle", "kernels", "models", "runtime"},  # models: captions read back
 }
 HEAVY = {"torch", "transformers", "peft", "sklearn"}
 ONLY_EXPORT = {"onnx", "gguf", "safetensors", "ml_dtypes", "huggingface_hub"}

@@ -29,6 +29,7 @@ ENTRY_WORDS: dict[Entry, tuple[str, ...]] = {
 }
 CONTACT_WORDS: dict[Contact, str] = {"backboard": "the backboard", "rim": "the rim", "net": "the net"}
 NO_CONTACT = "nothing"
+NO_HOOP = "No hoop in view."
 EXIT_WORDS: dict[Exit, tuple[str, ...]] = {
     "down": ("drops down", "falls down"),
     "left": ("leaves to the left", "goes out to the left"),
@@ -43,12 +44,16 @@ TOUCHES = ("touches", "hits")
 
 @dataclass(frozen=True)
 class PartialShot:
-    """What a sentence states; None for an attribute that it does not state or contradicts itself about."""
+    """What a sentence states; None for an attribute that it does not state or contradicts itself about.
+
+    `hoop` is False where it says that no hoop is in view (nothing else is then stated), True where it tells of a shot.
+    """
 
     outcome: Outcome | None
     entry: Entry | None
     contacts: tuple[Contact, ...] | None
     exit: Exit | None
+    hoop: bool | None = None
 
     def complete(self) -> Shot | None:
         """The shot, when every attribute is stated."""
@@ -68,8 +73,10 @@ class Caption:
 Pick = Callable[[Sequence[str]], str]
 
 
-def caption(shot: Shot, rng: np.random.Generator | None = None) -> Caption:
-    """Describe a shot; the wording is drawn from `rng`, or is the first of each kind when None."""
+def caption(shot: Shot | None, rng: np.random.Generator | None = None) -> Caption:
+    """Describe a shot, or that no hoop is in view; the wording is drawn from `rng`, or the first of each when None."""
+    if shot is None:
+        return Caption(NO_HOOP, ((0, len(NO_HOOP)),))
 
     def pick(words: Sequence[str]) -> str:
         return words[0] if rng is None else words[int(rng.integers(len(words)))]
@@ -130,6 +137,7 @@ _EXITS = {
     "front": r"\btoward the camera\b",
     "unseen": r"\bis lost from view\b|\bleaves unseen\b",
 }
+_NO_HOOP = re.compile(r"\bno (?:hoop|rim|basket)\b")
 _TOUCHED = re.compile(r"\b(?:touches|hits) (.+?)(?: and |\.|$)")
 
 
@@ -141,6 +149,8 @@ def _only(patterns: dict[str, str], text: str) -> str | None:
 def parse(text: str) -> PartialShot:
     """Read the attributes that a sentence states; case does not matter."""
     lowered = " ".join(text.lower().split())
+    if _NO_HOOP.search(lowered):
+        return PartialShot(None, None, None, None, hoop=False)
     contacts: tuple[Contact, ...] | None = None
     touched = _TOUCHED.search(lowered)
     if touched:
@@ -149,9 +159,11 @@ def parse(text: str) -> PartialShot:
             contacts = ()
         elif named and "nothing" not in named:
             contacts = tuple(cast("list[Contact]", named))
+    outcome = cast("Outcome | None", _only(_OUTCOMES, lowered))
     return PartialShot(
-        cast("Outcome | None", _only(_OUTCOMES, lowered)),
+        outcome,
         cast("Entry | None", _only(_ENTRIES, lowered)),
         contacts,
         cast("Exit | None", _only(_EXITS, lowered)),
+        hoop=None if outcome is None else True,
     )
