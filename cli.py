@@ -1,4 +1,4 @@
-"""The command line: `svrt export`, `describe`, `eval`, `verify`, `inspect`, `plan`.
+"""The command line: `svrt export`, `describe`, `eval`, `verify`, `inspect`, `plan`, `doctor`.
 
 Exit codes: 0 success, 2 something the user can mend (one line on stderr says what), 130 Ctrl-C. What a command needs is
 imported inside it, so `svrt --help` is quick and `svrt describe` never loads the exporter.
@@ -328,6 +328,36 @@ def evaluate(
     if found.failed:
         _say(f"{len(found.failed)} of {len(job.rows)} clips could not be described")
         raise typer.Exit(ClipError.exit_code)
+
+
+_DOCTOR_EXAMPLES = """
+[bold]Examples[/bold]
+
+  svrt doctor
+  svrt doctor --bundle gym-bundle
+  svrt doctor --json > doctor.json
+"""
+
+
+@app.command(epilog=_DOCTOR_EXAMPLES)
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="DIR", help="Bundle to try; the built-in one (pocket) if not given."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what this machine is, which backends run and what to mend; exit code 0 only if `describe` will work."""
+    from .doctor.examination import examine, show
+    from .doctor.host import this_host
+
+    found = examine(this_host(), bundle, _say)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        show(found)
+    if not found.describe_works:
+        raise typer.Exit(SvrtError.exit_code)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  svrt verify pocket-bundle")

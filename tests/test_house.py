@@ -7,7 +7,7 @@ import pytest
 import svrt
 
 ROOT = Path(svrt.__file__).parent
-ROOMS = ("kernels", "models", "exporter", "runtime", "benchmarks", "evaluation")
+ROOMS = ("kernels", "models", "exporter", "runtime", "benchmarks", "evaluation", "doctor")
 MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "models": {"errors", "bundle"},
     "models/pocket": {"errors", "bundle", "kernels", "models", "runtime"},  # its training samples as the runtime does
     "exporter": {"errors", "records", "bundle", "kernels", "models", "runtime"},  # runtime: for parity
+    "doctor": {"errors", "bundle", "cache", "runtime"},
     "benchmarks": {"errors", "bundle", "cache", "kernels", "runtime"},
     "evaluation": {"errors", "records", "bundle", "kernels", "models", "runtime"},  # models: captions read back
 }
@@ -56,5 +57,5 @@ def test_a_file_imports_only_what_its_room_may(path, room, parts):
     assert "svrt" not in others, "imports inside the package are relative"
     if room != "models/pocket":
         assert not others & HEAVY
-    if room in ("errors", "records", "bundle", "cache", "inspection", "kernels", "runtime", "benchmarks"):
+    if room in ("errors", "records", "bundle", "cache", "inspection", "kernels", "runtime", "benchmarks", "doctor"):
         assert not others & ONLY_EXPORT
