@@ -17,6 +17,8 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF 
 
 TENSORRT_RTX := $(shell sed -n 's/^tensorrt-rtx = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 
+NVCC := $(shell sed -n 's/^nvcc = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+
 SAMPLES := models/pocket/sample
 SEEN := build/demo
 
@@ -38,8 +40,8 @@ test: $(VENV)/.test ## set up, and run the tests (minutes)
 test-full: $(VENV)/.test ## all tests, full-size networks too
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.demo ## time and memory per stage on this machine
-	$(BIN)/python -m svrt.benchmarks.stages
+bench: $(VENV)/.demo ## time, memory and energy per stage on this machine
+	$(BIN)/svrt bench --out build/bench
 
 lint: $(VENV)/.test ## ruff and mypy
 	@$(PIP) install --quiet --constraint constraints.txt 'svrt[lint]'
@@ -81,4 +83,6 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) install --constraint constraints.txt 'svrt[test]'
 	# It builds engines without a GPU; there are no wheels for other processors.
 	if [ "$$(uname -m)" = x86_64 ]; then $(PIP) install --no-deps $(TENSORRT_RTX); fi
+	# CUDA's compiler, for the kernels, where the machine has none.
+	if [ "$$(uname -m)" = x86_64 ] && ! command -v nvcc >/dev/null; then $(PIP) install --no-deps $(NVCC); fi
 	touch $@

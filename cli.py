@@ -1,6 +1,7 @@
-"""The command line: `svrt export`, `describe`, `eval`, `verify`, `inspect`, `plan`, `doctor`.
+"""The command line: `svrt export`, `describe`, `eval`, `verify`, `inspect`, `plan`, `doctor`, `bench`.
 
-Exit codes: 0 success, 2 something the user can mend (one line on stderr says what), 130 Ctrl-C. What a command needs is
+Exit codes: 0 success, 2 something the user can mend (one line on stderr says what), 130 Ctrl-C; of `bench` also 1 for a
+limit that was not kept and 3 for a measurement that cannot be trusted. What a command needs is
 imported inside it, so `svrt --help` is quick and `svrt describe` never loads the exporter.
 """
 
@@ -420,6 +421,96 @@ def plan(
         print(json.dumps(values if device is None else values[0]))
     else:
         show(found)
+
+
+_BENCH_EXAMPLES = """
+[bold]Examples[/bold]
+
+  svrt bench
+  svrt bench --clip a.mp4 --clip b.mp4 --runs 50
+  svrt bench --minutes 30 --limit p99_ms=2500 --limit peak_rss_mib=700
+  svrt bench compare before/bench.json after/bench.json
+
+Exit code: 0 PASS or no limit, 1 FAIL, 3 INCONCLUSIVE.
+"""
+
+bench_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+app.add_typer(bench_app, name="bench", epilog=_BENCH_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@bench_app.callback()
+def bench(
+    context: typer.Context,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
+    ] = None,
+    clips: Annotated[
+        list[Path] | None, typer.Option("--clip", metavar="CLIP", help="Clip, once or more; the sample if not given.")
+    ] = None,
+    runs: Annotated[
+        int | None, typer.Option("--runs", min=1, metavar="N", help="Warm runs of each clip; 20 if not given.")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.0, metavar="M", help="Go on for M minutes at least.")
+    ] = 0.0,
+    limits: Annotated[
+        list[str] | None, typer.Option("--limit", metavar="NAME=NUMBER", help="Such as p99_ms=2500, once or more.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report; NAME-bench if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all samples and figures as one JSON object.")] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
+        ),
+    ] = "auto",
+) -> None:
+    """Measure time, memory and energy of `describe` on this machine, and write HTML, JSON and Markdown."""
+    if context.invoked_subcommand is not None:
+        return
+    from .benchmarks.bench import EXIT, RUNS, SAMPLE, BenchDisplay, check_writable, show, to_json, write
+    from .benchmarks.harness import Job, describe_clip, measure
+    from .benchmarks.verdict import parse_limits, verdict
+    from .runtime.engines import check_backend
+
+    check_backend(backend)
+    asked, chosen = parse_limits(limits or []), clips or [SAMPLE]
+    for clip in chosen:
+        describe_clip(clip)  # refused before anything is loaded
+    opened = _open_bundle(bundle)
+    place = Path(f"{opened.manifest.name}-bench") if out is None else out
+    check_writable(place)
+    count = runs or (5 if minutes else RUNS)
+    with BenchDisplay() as display:
+        found = measure(Job(opened, chosen, count, minutes, backend, asked), display.report)
+    write(found, place)
+    if as_json:
+        print(json.dumps(to_json(found)))
+    else:
+        show(found, place)
+    raise typer.Exit(EXIT.get(verdict(found).result or "", 0))
+
+
+@bench_app.command(
+    name="compare", epilog="[bold]Example[/bold]\n\n  svrt bench compare before/bench.json after/bench.json"
+)
+def compare_benches(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="What `svrt bench` wrote before.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="What it wrote after.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Hold two benchmarks of one bundle and the same clips against each other: ratios of medians, with intervals."""
+    from .benchmarks.bench import show_comparison
+    from .benchmarks.compare import compare
+
+    found = compare(a, b)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        show_comparison(found)
 
 
 def main() -> None:

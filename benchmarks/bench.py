@@ -1,0 +1,128 @@
+"""`svrt bench`: measures, and writes what was found as HTML, JSON and Markdown into one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..errors import OutputError
+from . import markdown as text
+from .compare import Comparison
+from .figures import figures
+from .page import page
+from .samples import Report, Run
+from .verdict import FAIL, INCONCLUSIVE, verdict
+
+SAMPLE = Path(__file__).parent.parent / "models" / "pocket" / "sample" / "make.mp4"
+RUNS = 20
+HTML, JSON, MARKDOWN = "bench.html", "bench.json", "bench.md"
+EXIT = {FAIL: 1, INCONCLUSIVE: 3}  # 2 is an error
+
+
+class BenchDisplay:
+    """Progress on stderr: a live bar on a terminal, a line for each process where there is none."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("measuring", total=None)
+
+    def __enter__(self) -> BenchDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def report(self, run: Run, done: int, total: int) -> None:
+        """Take note of one more run; with `--minutes` there are more than `total`."""
+        self._progress.update(self._task, completed=done, total=max(done, total))
+        if self._progress.disable and run.cold:
+            print(f"svrt: process {run.process + 1}, {run.whole_ms:.0f} ms cold", file=sys.stderr, flush=True)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """All samples, and under `figures` what is computed from them."""
+    return {**report.to_json(), "figures": {**asdict(figures(report)), "verdict": asdict(verdict(report))}}
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder. Raises `OutputError` where nothing can be written there: asked before minutes of measuring."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as exc:
+        raise OutputError(f"{folder}: cannot write there: {exc.strerror}; give another --out") from exc
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write the three files, each whole or not at all. Raises `OutputError` where the folder cannot be written."""
+    files = {
+        JSON: json.dumps(to_json(report), indent=1, allow_nan=False) + "\n",
+        MARKDOWN: text.markdown(report),
+        HTML: page(report),
+    }
+    for name, content in files.items():
+        partial = folder / f".{name}.partial"
+        try:
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(folder / name)
+        except OSError as exc:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"{folder / name}: cannot be written: {exc.strerror}; give another --out") from exc
+
+
+def show(report: Report, folder: Path) -> None:
+    """Print a report for a person."""
+    console = _console()
+    found, judged = figures(report), verdict(report)
+    console.print(f"{report.bundle} on {text.machine_name(report)}\n")
+    for title, rows in (("warm, ms", text.warm_rows(found)), ("cold, ms", text.cold_rows(found))):
+        console.print(_table((title, *text.STATS[1:]), rows), "")
+    for name, value in text.key_figures(report, found):
+        console.print(f"{name}: {value}")
+    console.print("", *text.verdict_lines(judged), sep="\n")
+    console.print(f"\n{folder / HTML}, {JSON}, {MARKDOWN}")
+
+
+def show_comparison(found: Comparison) -> None:
+    """Print a comparison for a person."""
+    console = _console()
+    console.print(f"A: {found.a}\nB: {found.b}\n")
+    console.print(_table(text.COMPARED, text.comparison_rows(found)))
+    if found.notes:
+        console.print("", *found.notes, sep="\n")
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, 120)  # a row that a pipe or a narrow terminal would cut is of no use
+    return console
+
+
+def _table(head: tuple[str, ...], rows: text.Rows) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index and name else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,134 @@
+"""Limits held against a report: PASS, FAIL, or INCONCLUSIVE where the figures cannot tell."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import SvrtError
+from .figures import FIRST_TOKEN, WHOLE, figures, grouped, of_stage, tokens_per_s
+from .samples import STAGES, Report
+from .statistics import STATISTICS, flat, interval, median
+
+PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+LEAST_RUNS = 5  # with fewer no interval says anything
+_AT_LEAST = ("tokens_per_s", "clips_per_s")
+_COLD = "cold"
+_PLAIN = (*_AT_LEAST, "peak_rss_mib", "available_drop_mib", "gpu_mib", "joules_per_clip", "joules_per_token")
+_TIMED = re.compile(r"(?:(?P<of>[a-z_]+)\.)?(?P<statistic>p50|p90|p95|p99|min|max)_ms")
+
+
+@dataclass(frozen=True)
+class Held:
+    """One limit held against what was measured: `value` and its 95 % interval, None where it was not measured."""
+
+    name: str
+    limit: float
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`result` is None where no limit was given; `reasons` say why it is not PASS."""
+
+    result: str | None
+    reasons: list[str]
+    held: list[Held]
+
+
+def parse_limits(texts: Sequence[str]) -> dict[str, float]:
+    """Limits by name of `name=number` texts. Raises `SvrtError` for one that nothing measures."""
+    limits = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        name = name.strip()
+        timed = _TIMED.fullmatch(name)
+        known = name in _PLAIN or (timed and (timed["of"] or WHOLE) in (*STAGES, WHOLE, FIRST_TOKEN, _COLD))
+        if not known:
+            raise SvrtError(
+                f"--limit {text!r}: not known; give [STAGE.]p99_ms=NUMBER (p50 to p99, min, max; STAGE is one of "
+                f"{', '.join((*STAGES, WHOLE, FIRST_TOKEN, _COLD))}) or {', '.join(_PLAIN)}"
+            )
+        try:
+            limits[name] = float(number)
+        except ValueError:
+            limits[name] = math.nan
+        if not (math.isfinite(limits[name]) and limits[name] > 0):
+            raise SvrtError(f"--limit {text!r}: the limit must be a number above 0, as in {name}=2000")
+    return limits
+
+
+def verdict(report: Report) -> Verdict:
+    """Hold a report's limits against its samples. What disturbed the run makes all of it INCONCLUSIVE."""
+    held = [_hold(report, name, limit) for name, limit in report.limits.items()]
+    if not held:
+        return Verdict(None, ["no limit was given", *report.disturbed], [])
+    reasons = [*report.disturbed]
+    runs = len(report.warm())
+    if runs < LEAST_RUNS:
+        reasons.append(f"{runs} warm runs; {LEAST_RUNS} are the least that an interval can be given for")
+    if reasons:
+        return Verdict(INCONCLUSIVE, reasons, held)
+    for result in (FAIL, INCONCLUSIVE):
+        found = [one.reason for one in held if one.verdict == result]
+        if found:
+            return Verdict(result, found, held)
+    return Verdict(PASS, [], held)
+
+
+def _hold(report: Report, name: str, limit: float) -> Held:
+    value, low, high, missing = _measured(report, name)
+    if value is None or low is None or high is None:
+        return Held(name, limit, None, None, None, INCONCLUSIVE, f"{name} was not measured: {missing}")
+    more = name in _AT_LEAST
+    within = (low >= limit) if more else (high <= limit)
+    beyond = (high < limit) if more else (low > limit)
+    shown = f"{name} is {value:.5g} (95 % interval {low:.5g} to {high:.5g})"
+    asked = f"{'at least' if more else 'at most'} {limit:.5g} is asked for"
+    if within:
+        return Held(name, limit, value, low, high, PASS, f"{shown}; {asked}")
+    if beyond:
+        return Held(name, limit, value, low, high, FAIL, f"{shown}; {asked}")
+    reason = f"{shown}: the spread is too wide to tell it from the limit {limit:.5g}"
+    return Held(name, limit, value, low, high, INCONCLUSIVE, reason)
+
+
+def _measured(report: Report, name: str) -> tuple[float | None, float | None, float | None, str]:
+    """A figure and its interval; or None, and why."""
+    timed = _TIMED.fullmatch(name)
+    if timed:
+        statistic, of = STATISTICS[timed["statistic"]], timed["of"] or WHOLE
+        if of == _COLD:
+            processes = report.processes
+            groups = [[[(run.stop_s - processes[run.process].start_s) * 1e3]] for run in report.cold()]
+        else:
+            groups = grouped(report.warm(), of_stage(of))
+        if not groups:
+            return None, None, None, "no run has it"
+        value = float(statistic(flat(groups)))
+        return (value, *interval(groups, statistic), "")
+    found = figures(report)
+    if name == "tokens_per_s":
+        groups = grouped(report.warm(), tokens_per_s)
+        if not groups:
+            return None, None, None, "nothing was generated"
+        return (float(median(flat(groups))), *interval(groups, median), "")
+    if name == "clips_per_s":
+        groups = grouped(report.warm(), of_stage(WHOLE))
+        if not groups or found.clips_per_s is None:
+            return None, None, None, "there are no warm runs"
+        low, high = interval(groups, lambda values: values.mean(axis=-1))
+        return found.clips_per_s, 1e3 / high, 1e3 / low if low > 0 else math.inf, ""
+    if name.startswith("joules"):
+        joules = None if found.energy is None else getattr(found.energy, name)
+        if joules is None:
+            return None, None, None, report.power.note or "no run lies whole within the power trace"
+        return joules.p50, joules.low, joules.high, ""
+    peak = getattr(found.memory, name)
+    return peak, peak, peak, report.memory.gpu if name == "gpu_mib" else "it could not be read"
