@@ -17,23 +17,29 @@ import onnx
 import onnxruntime
 
 GARBAGE = 0xFF  # float32 of these bytes is not a number
-INVALID_VALUE, OUT_OF_MEMORY, NO_DEVICE, UNSUPPORTED = 1, 2, 100, 900
+INVALID_VALUE, OUT_OF_MEMORY, NO_DEVICE, NO_IMAGE, NOT_FOUND, UNSUPPORTED = 1, 2, 100, 209, 500, 900
 ERRORS = {
     INVALID_VALUE: b"CUDA_ERROR_INVALID_VALUE",
     OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
     NO_DEVICE: b"CUDA_ERROR_NO_DEVICE",
+    NO_IMAGE: b"CUDA_ERROR_NO_BINARY_FOR_GPU",
+    NOT_FOUND: b"CUDA_ERROR_NOT_FOUND",
     UNSUPPORTED: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
 }
 
 
 class Driver:
-    """libcuda.so.1 as C functions, with the prototypes of cuda.h; work waits until its stream is synchronized."""
+    """libcuda.so.1 as C functions, with the prototypes of cuda.h; work waits until its stream is synchronized.
 
-    def __init__(self, name="Stand-in GPU", capability=(8, 6)):
-        self.name, self.capability = name, capability
+    `code` holds what kernels do: the sources compiled for this processor, see cuda_on_cpu.h.
+    """
+
+    def __init__(self, name="Stand-in GPU", capability=(8, 6), code=None):
+        self.name, self.capability, self.code = name, capability, code
         self.fails = {}  # function: error
         self.counts = {}  # function: calls
         self.memory, self.pinned, self.streams, self.graphs = {}, {}, {}, {}
+        self.modules, self.kernels = {}, {}
         self.contexts, self.current, self._next = 0, None, 0x1000
         prototypes = {
             "cuInit": (c_uint,),
@@ -59,6 +65,10 @@ class Driver:
             "cuGraphDestroy": (c_void_p,),
             "cuGraphLaunch": (c_void_p, c_void_p),
             "cuGraphExecDestroy": (c_void_p,),
+            "cuModuleLoadData": (POINTER(c_void_p), c_void_p),
+            "cuModuleUnload": (c_void_p,),
+            "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
+            "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, POINTER(c_void_p), c_void_p),
         }
         for function, arguments in prototypes.items():
             setattr(self, function, CFUNCTYPE(c_int, *arguments)(self._counted(function)))
@@ -189,6 +199,32 @@ class Driver:
 
     def _GraphLaunch(self, executable, stream):
         self.streams[stream][0].extend(self.graphs[executable])
+
+    def _ModuleLoadData(self, out, image):
+        assert self.current
+        if ctypes.string_at(image, 4) != b"\x7fELF":
+            return NO_IMAGE
+        out[0] = handle = self._handle()
+        self.modules[handle] = image
+        return 0
+
+    def _ModuleUnload(self, module):
+        del self.modules[module]
+
+    def _ModuleGetFunction(self, out, module, name):
+        assert module in self.modules
+        if not hasattr(self.code, f"cpu_{name.decode()}"):
+            return NOT_FOUND
+        out[0] = handle = self._handle()
+        self.kernels[handle] = name.decode()
+        return 0
+
+    def _LaunchKernel(self, kernel, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra):
+        name = self.kernels[kernel]
+        assert gz == bz == 1 and shared == 0 and not extra and bx * by <= 1024
+        size = c_uint.in_dll(self.code, f"size_{name}").value
+        job = ctypes.create_string_buffer(ctypes.string_at(arguments[0], size), size)  # CUDA copies it, too
+        self.submit(stream, lambda: getattr(self.code, f"cpu_{name}")(job, gx, gy, bx, by))
 
 
 class TensorRT:

@@ -1,4 +1,4 @@
-"""CUDA as far as engines need it: the one file that touches it from Python.
+"""CUDA as far as engines and our kernels need it: the one file that touches it from Python.
 
 By ctypes on the driver's own library, which is on every machine that can run an engine, from JetPack 6 (CUDA 12.6) on,
 and keeps its versioned functions: cuda-bindings must match the driver's major version, pycuda is compiled on the board.
@@ -48,6 +48,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGraphDestroy": (c_void_p,),
     "cuGraphLaunch": (c_void_p, c_void_p),
     "cuGraphExecDestroy": (c_void_p,),
+    "cuModuleLoadData": (POINTER(c_void_p), c_char_p),
+    "cuModuleUnload": (c_void_p,),
+    "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
+    "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, POINTER(c_void_p), c_void_p),
 }
 
 
@@ -184,6 +188,11 @@ class Stream:
         self._device.call("cuStreamEndCapture", self._stream, byref(graph))
         return Graph(self._device, graph)
 
+    def run(self, kernel: Kernel, blocks: tuple[int, int], threads: tuple[int, int], job: ctypes.Structure) -> None:
+        """Run a kernel that takes one structure over a grid of blocks, later; `job` is copied now."""
+        arguments = (c_void_p * 1)(ctypes.addressof(job))
+        self._device.call("cuLaunchKernel", kernel.handle, *blocks, 1, *threads, 1, 0, self._stream, arguments, None)
+
     def launch(self, graph: Graph) -> None:
         """Do what was recorded, later."""
         self._device.call("cuGraphLaunch", graph.executable, self._stream)
@@ -199,3 +208,28 @@ class Graph:
         finally:
             device.call("cuGraphDestroy", graph)
         device.free_with(self, "cuGraphExecDestroy", self.executable)
+
+
+class Module:
+    """Compiled kernels in the GPU, unloaded with the object. `cubin` is what nvcc wrote for this GPU.
+
+    Raises `EngineError` where the driver refuses it: it is of another GPU, or of a newer CUDA than the driver.
+    """
+
+    def __init__(self, device: Device, cubin: bytes) -> None:
+        self._device, self._handle = device, c_void_p()
+        device.call("cuModuleLoadData", byref(self._handle), cubin)
+        device.free_with(self, "cuModuleUnload", self._handle)
+
+    def kernel(self, name: str) -> Kernel:
+        """The kernel of that name. Raises `EngineError` where there is none."""
+        handle = c_void_p()
+        self._device.call("cuModuleGetFunction", byref(handle), self._handle, name.encode())
+        return Kernel(self, handle)
+
+
+class Kernel:
+    """A function that runs on the GPU; keeps its module loaded."""
+
+    def __init__(self, module: Module, handle: c_void_p) -> None:
+        self._module, self.handle = module, handle
