@@ -78,11 +78,11 @@ class Sampler:
 
     def features(self, candidates: Candidates) -> np.ndarray:
         """Fused features, float32 [N, 1024]: appearance and motion through VGG-16, each row of each L2-normalised."""
-        appearance = self._embed(candidates.appearance)
-        motion = self._embed([np.repeat(m[..., None], 3, axis=2) for m in candidates.motion])
+        appearance = self.embed(candidates.appearance)
+        motion = self.embed([np.repeat(m[..., None], 3, axis=2) for m in candidates.motion])
         return np.concatenate([_unit_rows(appearance), _unit_rows(motion)], axis=1)
 
-    def _embed(self, images: list[np.ndarray]) -> np.ndarray:
+    def embed(self, images: list[np.ndarray]) -> np.ndarray:
         batches = [images[start : start + VGG_BATCH] for start in range(0, len(images), VGG_BATCH)]
         rows = [self._vgg16({"images": normalise(np.stack(batch), self._norm)})["features"] for batch in batches]
         return np.concatenate(rows)
