@@ -44,8 +44,8 @@ def test_describe_gives_json_with_16_keyframes_in_time_order(pocket, clip):
         assert len(times) == 16 and sorted(set(times)) == times
         assert description["text"].strip()
         assert description["bundle"] == {"name": "pocket", "sha256": pocket.sha256}
-        assert description["tokens"]["video"] == 128 and description["tokens"]["generated"] > 0
-        assert 0.5 <= description["confidence"] <= 1
+        assert description["tokens"]["video"] == 32 and description["tokens"]["generated"] > 0
+        assert 1 / 3 <= description["confidence"] <= 1  # one of three answers
         assert set(description["timings_ms"]) == {*STAGES, "total"}
         assert sum(description["timings_ms"][s] for s in STAGES) <= description["timings_ms"]["total"] * 1.01
         assert set(description["backends"]) == {"sampler", "encoder", "decoder"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,17 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from svrt.exporter.recipe import read_recipe
 from svrt.models.pocket import renderer, weights
-from svrt.models.pocket.captions import caption
-from svrt.models.pocket.dataset import Sample, StoredClip, augmented_sample, plain_sample, rendered_clips
+from svrt.models.pocket.captions import PartialShot, caption, parse
+from svrt.models.pocket.dataset import (
+    Sample,
+    StoredClip,
+    augmented_sample,
+    clips_elsewhere,
+    plain_sample,
+    rendered_clips,
+)
 from svrt.models.pocket.evaluate import Answer, calibration_error, wilson
+from svrt.models.pocket.heads import ABSENT, SIZES, WEIGHTS, Targets, attribute_classes, attribute_loss
 from svrt.models.pocket.keyframes import SAMPLER
 from svrt.models.pocket.network import (
     Describer,
@@ -27,7 +35,8 @@ from svrt.models.pocket.network import (
     smollm_path,
 )
 from svrt.models.pocket.shot import Shot
-from svrt.models.pocket.train import Schedule, Trainer, save_state, speech, stacked
+from svrt.models.pocket.train import Data, Schedule, drawn_as_often
+from svrt.models.pocket.trainer import Average, Trainer, save_state, speech, stacked
 from transformers import VJEPA2Model
 
 PROJECTOR_SHAPES = {
@@ -70,10 +79,13 @@ def describer() -> Describer:
 @pytest.fixture(scope="module")
 def trained(describer: Describer, samples: list[Sample]) -> tuple[Trainer, list[float], list[float]]:
     """A trainer after a few steps of each phase on one batch, and the losses of each phase."""
-    trainer = Trainer(describer, seed=0)
+    trainer = Trainer(describer, seed=0, phase="see")
     seeing = [sum(trainer.advance(samples, 0.0, 1e-3).values()) for _ in range(5)]
     trainer.enter("speak")
-    speaking = [trainer.advance(samples, 0.0, 1e-3)["caption"] for _ in range(3)]
+    with torch.no_grad():
+        pooled = pool(describer.encoder(stacked(samples)))
+    shots = [sample.shot for sample in samples]
+    speaking = [trainer.advance_speech(pooled, shots, 1e-3)["caption"] for _ in range(3)]
     return trainer, seeing, speaking
 
 
@@ -95,6 +107,7 @@ def test_a_checkpoint_brings_a_trainer_back_to_its_step(
     back = Trainer(describer, seed=0)
     back.restore(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     assert (back.phase, back.step, back.seconds) == (trainer.phase, trainer.step, trainer.seconds)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.average.means, back.average.means, strict=True))
     first, second = (list(t.optimizer.state_dict()["state"].values()) for t in (trainer, back))
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in zip(first, second, strict=True))
 
@@ -137,9 +150,9 @@ def test_the_precomputed_rotation_is_that_of_transformers(samples: list[Sample])
 
 def test_pooled_tokens_are_in_the_order_time_row_column() -> None:
     grid = torch.zeros(1, 8, 12, 12, 256)
-    grid[0, 5, 3:6, 9:12] = 1.0
+    grid[0, 5, :6, 6:] = 1.0
     pooled = pool(grid.reshape(1, 1152, 256))
-    assert pooled[0, :, 0].nonzero().flatten().tolist() == [(5 * 4 + 1) * 4 + 3]
+    assert pooled[0, :, 0].nonzero().flatten().tolist() == [(5 * 2 + 0) * 2 + 1]
     assert pooled.max() == 1.0
 
 
@@ -167,7 +180,7 @@ def test_a_mirrored_sample_carries_the_mirrored_truth(clips: list[StoredClip]) -
 
 def test_a_caption_is_ended_and_its_attributes_weigh_more(describer: Describer, samples: list[Sample]) -> None:
     vocabulary, sample = describer.vocabulary, samples[0]
-    told = speech(sample, vocabulary, np.random.default_rng(1))
+    told = speech(sample.shot, vocabulary, np.random.default_rng(1))
     assert told.ids[-1] == vocabulary.end
     assert len(told.ids) == len(told.weights)
     assert set(told.weights) == {1.0, 4.0}
@@ -176,12 +189,56 @@ def test_a_caption_is_ended_and_its_attributes_weigh_more(describer: Describer, 
 
 
 def test_a_schedule_warms_up_and_comes_down() -> None:
-    schedule = Schedule(steps=100, batch=8, rate=1.0)
-    rates = [schedule.rate_at(schedule.progress(step, 0.0)) for step in range(101)]
+    schedule = Schedule(steps=100, rate=1.0)
+    rates = [schedule.rate_at(step) for step in range(101)]
     assert rates[0] < 0.1
     assert max(rates) == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.02)
-    assert Schedule(100, 8, 1.0, minutes=2.0).progress(0, 60.0) == 0.5
+
+
+def test_an_average_is_the_mean_of_steps_that_fade() -> None:
+    parameter = torch.zeros(1)
+    average, expected = Average([parameter]), 0.0
+    for step in range(1, 2000):
+        parameter.fill_(float(step % 7))
+        average.follow(step)
+        keep = min(0.99, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * (step % 7)
+    average.settle()
+    assert parameter.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_footage_without_a_hoop_has_no_shot(tmp_path: Path) -> None:
+    (elsewhere,) = clips_elsewhere(7, 1, tmp_path, processes=1)
+    (again,) = clips_elsewhere(7, 1, tmp_path, processes=1)
+    assert elsewhere == again and elsewhere.shot is None
+    sample = plain_sample(elsewhere)
+    assert sample.shot is None and sample.frames.shape == (16, 192, 192, 3)
+    assert attribute_classes(sample) == {**dict.fromkeys(SIZES, ABSENT), "hoop": 0}
+    assert parse(caption(sample.shot).text) == PartialShot(None, None, None, None, hoop=False)
+
+
+def test_the_losses_of_a_clip_without_a_hoop_are_those_of_that_answer_alone(samples: list[Sample]) -> None:
+    nothing = replace(samples[0], shot=None, view=None, known=False)
+    logits = torch.randn(1, sum(SIZES.values()), generator=torch.Generator().manual_seed(3))
+    wanted = WEIGHTS["hoop"] * torch.nn.functional.cross_entropy(
+        logits[:, -2:], torch.tensor([0]), label_smoothing=0.05
+    )
+    assert list(SIZES)[-1] == "hoop"
+    assert float(attribute_loss(logits, Targets.of([nothing]))) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_a_batch_is_the_same_whenever_it_is_asked(clips: list[StoredClip]) -> None:
+    nothing = replace(clips[0], name="elsewhere", shot=None, view=None, ball=None, ring=None)
+    data = Data(clips, clips, [nothing])
+    first, again, other = (data.batch(key, 3) for key in ((1, 0, 5), (1, 0, 5), (1, 0, 6)))
+    assert all(np.array_equal(a.frames, b.frames) and a.shot == b.shot for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0].frames, other[0].frames)
+
+
+def test_clips_whose_ball_touches_the_board_are_drawn_less_often() -> None:
+    bank, swish = Shot("miss", "left", ("backboard",), "down"), Shot("make", "left", ("net",), "down")
+    assert drawn_as_often([bank, swish, None]).tolist() == pytest.approx([1 / 6, 5 / 12, 5 / 12])
 
 
 def test_calibration_error_is_the_gap_between_being_sure_and_being_right() -> None:

@@ -1,4 +1,5 @@
-"""Clips for training the pocket model: real ones with labels, rendered ones with exact truth, both kept as small JPEGs.
+"""Clips for training the pocket model: real ones with labels, rendered ones with exact truth, and footage without a
+hoop, all kept as small JPEGs.
 
 The cache lives outside the project: real footage is not ours to publish, and rendered footage can be rendered again.
 """
@@ -11,6 +12,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +21,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from . import renderer
+from . import elsewhere, renderer
+from .photos import load_photos
 from .shot import Contact, Entry, Exit, Outcome, Shot, View
 
 Array = npt.NDArray[Any]
+Crop = tuple[float, float, float, float]  # left, top, width, height in shares of the picture
 
 FRAMES = 16  # frames a clip is described from
 FRAME_SIZE = 192  # pixels, the encoder's input
 STORED_SIZE = 224  # pixels, what the cache keeps
+PANNED = 0.35  # share of views under a moving camera: without, a camera that moves is taken for footage without a hoop
 MAX_CANDIDATES = 64  # frames a clip is thinned to before 16 are chosen
 PATCH = 16
 GRID = FRAME_SIZE // PATCH
@@ -37,14 +42,15 @@ RENDERED_HELD_OUT = 1_000_000_000  # seeds from here on are never trained on
 class StoredClip:
     """A clip at `STORED_SIZE`: JPEG of each frame, its labels, and where ball and ring are when that is known.
 
-    `ball` is float32 [N, 4] (x, y, radius in shares of the picture, 1 when inside it), `ring` float32 [N, 3]
-    (x, y, width likewise); both None for real clips. `picks` are the frames that the runtime's sampler chooses.
+    `shot` and `view` are None where no hoop is in view. `ball` is float32 [N, 4] (x, y, radius in shares of the
+    picture, 1 when inside it), `ring` float32 [N, 3] (x, y, width likewise); both None where they are not known.
+    `picks` are the frames that the runtime's sampler chooses.
     """
 
     name: str
     jpegs: tuple[bytes, ...]
-    shot: Shot
-    view: View
+    shot: Shot | None
+    view: View | None
     ball: Array | None = None
     ring: Array | None = None
     picks: tuple[int, ...] | None = None
@@ -56,7 +62,7 @@ class StoredClip:
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip as the network sees it: `frames` uint8 [16, 192, 192, 3] BGR and its labels.
+    """One clip as the network sees it: `frames` uint8 [16, 192, 192, 3] BGR and its labels, None without a hoop.
 
     `ball` is float32 [8, 12, 12], 1 where a tubelet's patch holds the ball's centre; `ring` likewise; `path` is float32
     [8, 3], the ball's place from the ring's centre in ring widths (right, up) and 1 when it is in the picture. `known`
@@ -64,8 +70,8 @@ class Sample:
     """
 
     frames: Array
-    shot: Shot
-    view: View
+    shot: Shot | None
+    view: View | None
     ball: Array
     ring: Array
     path: Array
@@ -136,14 +142,19 @@ def _store(path: Path, clips: Sequence[StoredClip]) -> None:
         lengths=np.array([len(j) for c in clips for j in c.jpegs], np.int64),
         counts=np.array([len(c.jpegs) for c in clips], np.int64),
         names=np.array([c.name for c in clips]),
-        labels=np.array(
-            [(c.shot.outcome, c.shot.entry, "+".join(c.shot.contacts), c.shot.exit, c.view) for c in clips]
-        ),
+        labels=np.array([_label(c) for c in clips]),
         ball=np.concatenate([empty if c.ball is None else c.ball for c in clips]),
         ring=np.concatenate([empty[:, :3] if c.ring is None else c.ring for c in clips]),
         tracked=np.array([c.ball is not None for c in clips]),
     )
     partial.rename(path)
+
+
+def _label(clip: StoredClip) -> tuple[str, ...]:
+    shot = clip.shot
+    if shot is None or clip.view is None:
+        return ("none", "", "", "", "")
+    return (shot.outcome, shot.entry, "+".join(shot.contacts), shot.exit, clip.view)
 
 
 def _load(path: Path) -> list[StoredClip]:
@@ -155,11 +166,11 @@ def _load(path: Path) -> list[StoredClip]:
     for k, count in enumerate(arrays["counts"]):
         jpegs = tuple(data[ends[i] - arrays["lengths"][i] : ends[i]] for i in range(frame, frame + count))
         outcome, entry, contact, exit_, view = arrays["labels"][k]
-        shot = Shot(outcome, entry, tuple(contact.split("+")) if contact else (), exit_)
+        shot = None if outcome == "none" else Shot(outcome, entry, tuple(contact.split("+")) if contact else (), exit_)
         tracked = bool(arrays["tracked"][k])
         ball = arrays["ball"][track : track + count] if tracked else None
         ring = arrays["ring"][track : track + count] if tracked else None
-        clips.append(StoredClip(str(arrays["names"][k]), jpegs, shot, view, ball, ring))
+        clips.append(StoredClip(str(arrays["names"][k]), jpegs, shot, view or None, ball, ring))
         frame, track = frame + count, track + count * tracked
     return clips
 
@@ -217,6 +228,31 @@ def rendered_clips(first_seed: int, count: int, cache: Path, processes: int = 2)
     return clips
 
 
+@lru_cache(1)
+def _photos() -> list[Array]:
+    return load_photos()
+
+
+def _film_stored(seed: int) -> StoredClip:
+    cv2.setNumThreads(1)
+    jpegs = tuple(_pack(frame) for frame in elsewhere.film(seed, STORED_SIZE, _photos()))
+    return StoredClip(f"elsewhere-{seed}", jpegs, None, None)
+
+
+def clips_elsewhere(first_seed: int, count: int, cache: Path, processes: int = 2) -> list[StoredClip]:
+    """Footage without a hoop of the seeds from `first_seed`, made in blocks of 250 that are kept in the cache."""
+    look = b"".join(elsewhere.film(seed, 64, _photos()).tobytes() for seed in range(3))
+    version, clips = hashlib.sha256(look).hexdigest()[:8], list[StoredClip]()
+    for start in range(first_seed, first_seed + count, 250):
+        block = min(250, first_seed + count - start)
+        path = cache / f"elsewhere-{version}-{start}-{block}.npz"
+        if not path.exists():
+            with _workers(processes) as pool:
+                _store(path, list(pool.map(_film_stored, range(start, start + block), chunksize=10)))
+        clips.extend(_load(path))
+    return clips
+
+
 def strata(count: int, rng: np.random.Generator) -> Array:
     """One random frame out of each of 16 equal stretches of a clip: rising int64 [16]."""
     edges = np.linspace(0, count, FRAMES + 1)
@@ -242,21 +278,44 @@ def plain_sample(clip: StoredClip) -> Sample:
     """A clip without any augmentation: the sampler's picks, or evenly spaced frames when there are none."""
     indices = evenly(len(clip.jpegs)) if clip.picks is None else np.array(clip.picks)
     frames = np.stack([stretch(clip.frame(int(i)), FRAME_SIZE) for i in indices])
-    return _labelled(clip, frames, indices, (0.0, 0.0, 1.0, 1.0), False)
+    return _labelled(clip, frames, indices, np.array([[0.0, 0.0, 1.0, 1.0]]), False)
 
 
 def augmented_sample(clip: StoredClip, rng: np.random.Generator) -> Sample:
-    """A random mirror, crop, choice of frames, colour, sharpness and noise of a clip."""
+    """A random mirror, crop, pan, choice of frames, colour, sharpness and noise of a clip."""
+    if rng.random() < PANNED:
+        return _augmented(clip, rng, _crop(rng, 0.68, 0.86), _crop(rng, 0.68, 0.86))
+    crop = _crop(rng, 0.78, 1.0)
+    return _augmented(clip, rng, crop, crop)
+
+
+def _augmented(clip: StoredClip, rng: np.random.Generator, first: Crop, last: Crop) -> Sample:
+    """A sample whose crop moves from `first` to `last` while the clip runs."""
     indices, mirror = _choose(clip, rng), bool(rng.random() < 0.5)
-    width, height = rng.uniform(0.84, 1.0, 2)
-    left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-    x0, y0 = round(left * STORED_SIZE), round(top * STORED_SIZE)
-    x1, y1 = round((left + width) * STORED_SIZE), round((top + height) * STORED_SIZE)
-    cut = [stretch(clip.frame(int(i))[y0:y1, x0:x1], FRAME_SIZE) for i in indices]
-    frames = _recoloured(np.stack(cut), rng)
+    run = (indices / max(len(clip.jpegs) - 1, 1))[:, None]
+    crops = np.array(first) * (1 - run) + np.array(last) * run
+    frames = _recoloured(
+        np.stack([_cut(clip.frame(int(i)), *crop) for i, crop in zip(indices, crops, strict=True)]), rng
+    )
     if mirror:
         frames = np.ascontiguousarray(frames[:, :, ::-1])
-    return _labelled(clip, frames, indices, (left, top, width, height), mirror)
+    return _labelled(clip, frames, indices, crops, mirror)
+
+
+def _cut(frame: Array, left: float, top: float, width: float, height: float) -> Array:
+    """Part of a frame, in shares of it, as a square of `FRAME_SIZE`; edges may lie between pixels: a pan is smooth."""
+    size = np.array([width, height]) * STORED_SIZE / FRAME_SIZE
+    start = np.array([left, top]) * STORED_SIZE + size / 2 - 0.5
+    matrix = np.array([[size[0], 0, start[0]], [0, size[1], start[1]]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cast(
+        Array, cv2.warpAffine(frame, matrix, (FRAME_SIZE, FRAME_SIZE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    )
+
+
+def _crop(rng: np.random.Generator, least: float, most: float) -> Crop:
+    width, height = rng.uniform(least, most, 2)
+    return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
 
 
 def _recoloured(frames: Array, rng: np.random.Generator) -> Array:
@@ -280,17 +339,17 @@ def _recoloured(frames: Array, rng: np.random.Generator) -> Array:
     return frames
 
 
-def _labelled(
-    clip: StoredClip, frames: Array, indices: Array, crop: tuple[float, float, float, float], mirror: bool
-) -> Sample:
-    """Attach labels, carried through the crop (left, top, width, height in shares) and the mirror."""
+def _labelled(clip: StoredClip, frames: Array, indices: Array, crops: Array, mirror: bool) -> Sample:
+    """Attach labels, carried through the crop of each frame (left, top, width, height in shares) and the mirror."""
     shape = (FRAMES // 2, GRID, GRID)
-    shot, view = (clip.shot.mirrored(), _mirrored_view(clip.view)) if mirror else (clip.shot, clip.view)
+    shot, view = clip.shot, clip.view
+    if mirror and shot is not None:
+        shot, view = shot.mirrored(), _mirrored_view(view)
     if clip.ball is None or clip.ring is None:
         nothing, still = np.zeros(shape, np.float32), np.zeros((FRAMES // 2, 3), np.float32)
         return Sample(frames, shot, view, nothing, nothing, still, False)
     ball, ring = clip.ball[indices], clip.ring[indices]
-    origin, extent = np.array(crop[:2]), np.array(crop[2:])
+    origin, extent = crops[:, :2], crops[:, 2:]
     ball_at, ring_at = ((track[:, :2] - origin) / extent for track in (ball, ring))
     if mirror:
         ball_at[:, 0], ring_at[:, 0] = 1 - ball_at[:, 0], 1 - ring_at[:, 0]
@@ -316,5 +375,5 @@ def _heat(at: Array, shown: Array) -> Array:
     return cast(Array, heat.reshape(FRAMES // 2, 2, GRID, GRID).max(axis=1).astype(np.float32))
 
 
-def _mirrored_view(view: View) -> View:
-    return cast(View, {"left": "right", "right": "left"}.get(view, view))
+def _mirrored_view(view: View | None) -> View | None:
+    return {"left": "right", "right": "left"}.get(view, view)  # type: ignore[arg-type, return-value]

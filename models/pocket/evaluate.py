@@ -1,7 +1,7 @@
 """How often the pocket model's sentences are true, on clips it has never seen.
 
     python -m svrt.models.pocket.evaluate --rim FOLDER [--weights FOLDER]
-    python -m svrt.models.pocket.evaluate --rim FOLDER --bundle FOLDER
+    python -m svrt.models.pocket.evaluate --rim FOLDER --bundle FOLDER [--elsewhere FOLDER] [--agreement]
 
 Greedy decoding, in PyTorch or by the runtime with an exported bundle; each sentence is read back by the parser and
 compared attribute by attribute.
@@ -26,6 +26,7 @@ from .captions import PartialShot, parse
 from .dataset import (
     RENDERED_HELD_OUT,
     StoredClip,
+    clips_elsewhere,
     default_cache,
     plain_sample,
     read_labels,
@@ -38,6 +39,7 @@ from .network import Describer, pool, smollm_path
 from .shot import OUTCOMES, Shot
 
 HELD_OUT_CLIPS = 100
+FIRST_WORDS = {"make": "Made", "miss": "Missed", None: "No"}  # what a text begins with, by what happened: the recipe's
 
 MEASURES: dict[str, Callable[[Shot | PartialShot], object]] = {
     "outcome": lambda shot: shot.outcome,
@@ -52,9 +54,10 @@ class Answer:
     """One clip: what happened, what was said, and how sure of the outcome the decoder was (by a bundle alone)."""
 
     name: str
-    truth: Shot
+    truth: Shot | None  # None: no hoop in view
     text: str
     confidence: float | None = None
+    logits: tuple[float, ...] = ()  # of `FIRST_WORDS`, by PyTorch alone
 
 
 def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -71,17 +74,17 @@ def answers(describer: Describer, clips: Sequence[StoredClip]) -> list[Answer]:
     describer.eval()
     said = []
     for clip in clips:
-        frames = torch.from_numpy(plain_sample(clip).frames[None])
-        said.append(Answer(clip.name, clip.shot, describer.describe(pool(describer.encoder(frames)))[0]))
+        pooled = pool(describer.encoder(torch.from_numpy(plain_sample(clip).frames[None])))
+        logits = tuple(describer.first_logits(pooled, list(FIRST_WORDS.values()))[0].tolist())
+        said.append(Answer(clip.name, clip.shot, describer.describe(pooled)[0], logits=logits))
     return said
 
 
-def bundle_answers(bundle: Path, rim: Path) -> list[Answer]:
-    """Describe the validation clips as a user would: video files, the runtime, an exported and quantized bundle."""
-    rows = [row for row in read_labels(rim) if row["split"] == "val"]
+def bundle_answers(bundle: Path, clips: Mapping[Path, Shot | None]) -> list[Answer]:
+    """Describe video files as a user would: the runtime, an exported and quantized bundle."""
     with Pipeline(Bundle.load(bundle)) as pipeline:
-        found = [(row, pipeline.describe(rim / row["file"])) for row in rows]
-    return [Answer(row["file"], shot_of(row), said.text, said.confidence) for row, said in found]
+        found = {path: pipeline.describe(path) for path in clips}
+    return [Answer(path.name, clips[path], said.text, said.confidence) for path, said in found.items()]
 
 
 def calibration_error(said: Sequence[Answer], bins: int = 10) -> float:
@@ -91,43 +94,83 @@ def calibration_error(said: Sequence[Answer], bins: int = 10) -> float:
     """
     sure = [answer for answer in said if answer.confidence is not None]
     confidence = np.array([answer.confidence for answer in sure], np.float64)
-    right = np.array([parse(answer.text).outcome == answer.truth.outcome for answer in sure], np.float64)
+    right = np.array([_is_right(answer) for answer in sure], np.float64)
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = [abs(right[place == b].sum() - confidence[place == b].sum()) for b in range(bins)]
     return float(sum(gaps) / len(sure))
 
 
+def fitted_temperature(said: Sequence[Answer]) -> float:
+    """The temperature, to 5 %, by which the truth is likeliest under the first word's logits.
+
+    Source: Guo et al., arXiv 1706.04599, section 4.2. `said` should be of clips that were not trained on.
+    """
+    outcomes = list(FIRST_WORDS)
+    logits = np.array([answer.logits for answer in said], np.float64)
+    truth = np.array([outcomes.index(None if a.truth is None else a.truth.outcome) for a in said])
+
+    def surprise(temperature: float) -> float:
+        scaled = logits / temperature
+        scaled -= scaled.max(axis=1, keepdims=True)
+        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(truth)), truth]).mean())
+
+    return float(min(np.geomspace(0.25, 16, 86), key=surprise))
+
+
+def _is_right(answer: Answer) -> bool:
+    stated = parse(answer.text)
+    return stated.hoop is False if answer.truth is None else stated.outcome == answer.truth.outcome
+
+
 def scores(said: Sequence[Answer]) -> list[str]:
-    """A line per attribute: accuracy, its interval, and the accuracy of always giving the commonest answer."""
-    lines = []
+    """A line per attribute: accuracy, its interval, and the accuracy of always giving the commonest answer.
+
+    Whether a hoop is in view is asked of all clips, the rest of those that show a shot.
+    """
+    lines = [_score("hoop in view", [(answer.truth is not None, parse(answer.text).hoop) for answer in said])]
+    shots = [(answer.truth, parse(answer.text)) for answer in said if answer.truth is not None]
     for name, value in MEASURES.items():
-        truths = [value(answer.truth) for answer in said]
-        hits = sum(value(parse(a.text)) == truth for a, truth in zip(said, truths, strict=True))
-        low, high = wilson(hits, len(said))
-        common = Counter(truths).most_common(1)[0][1] / len(said)
-        lines.append(
-            f"{name:14} {hits}/{len(said)} = {hits / len(said):.2f} [{low:.2f}, {high:.2f}]  commonest {common:.2f}"
-        )
+        if shots:
+            lines.append(_score(name, [(value(truth), value(stated)) for truth, stated in shots]))
     return lines
+
+
+def _score(name: str, pairs: Sequence[tuple[object, object]]) -> str:
+    """One line of `scores` from pairs of truth and what was said."""
+    hits, total = sum(truth == stated for truth, stated in pairs), len(pairs)
+    low, high = wilson(hits, total)
+    common = Counter(truth for truth, _ in pairs).most_common(1)[0][1] / total
+    return f"{name:14} {hits}/{total} = {hits / total:.2f} [{low:.2f}, {high:.2f}]  commonest {common:.2f}"
 
 
 def confusion(said: Sequence[Answer]) -> list[str]:
     """Outcome confusion matrix: rows what happened, columns what was said."""
-    columns = [*OUTCOMES, None]
-    counts = Counter((answer.truth.outcome, parse(answer.text).outcome) for answer in said)
-    lines = ["happened \\ said  " + "  ".join(f"{column or 'neither':>7}" for column in columns)]
-    for row in OUTCOMES:
-        lines.append(f"{row:15}  " + "  ".join(f"{counts[row, column]:7d}" for column in columns))
+    rows: tuple[str, ...] = (*OUTCOMES, "no hoop")
+    columns = (*rows, "neither")
+    counts: Counter[tuple[str, str]] = Counter(
+        ("no hoop" if answer.truth is None else answer.truth.outcome, _outcome_said(parse(answer.text)))
+        for answer in said
+    )
+    lines = ["happened \\ said  " + "  ".join(f"{column:>7}" for column in columns)]
+    for row in rows:
+        if any(happened == row for happened, _ in counts):
+            lines.append(f"{row:15}  " + "  ".join(f"{counts[row, column]:7d}" for column in columns))
     return lines
+
+
+def _outcome_said(stated: PartialShot) -> str:
+    return "no hoop" if stated.hoop is False else stated.outcome or "neither"
 
 
 def unseen(rim: Path, cache: Path, vgg: Path, processes: int) -> dict[str, list[StoredClip]]:
     """The clips that are never trained on, with the keyframes that the runtime's sampler picks."""
     real = real_clips(rim, "val", cache, processes)
     rendered = rendered_clips(RENDERED_HELD_OUT, HELD_OUT_CLIPS, cache, processes)
+    elsewhere = clips_elsewhere(RENDERED_HELD_OUT, HELD_OUT_CLIPS, cache, processes)
     return {
         "real validation": with_picks(real, vgg, cache, rim),
         "rendered, held out": with_picks(rendered, vgg, cache),
+        "without a hoop, made, held out": with_picks(elsewhere, vgg, cache),
     }
 
 
@@ -139,7 +182,20 @@ def report(title: str, said: Sequence[Answer], each: bool = False) -> None:
     if any(answer.confidence is not None for answer in said):
         print(f"  expected calibration error of the outcome, 10 bins: {calibration_error(said):.3f}")
     for answer in said if each else ():
-        print(f"  {answer.name}  {answer.truth.outcome}/{answer.truth.entry}/{answer.truth.exit}  {answer.text}")
+        shot = answer.truth
+        truth = "no hoop" if shot is None else f"{shot.outcome}/{shot.entry}/{'+'.join(shot.contacts)}/{shot.exit}"
+        sure = "" if answer.confidence is None else f"  {answer.confidence:.3f}"
+        print(f"  {answer.name}  {truth}  {answer.text}{sure}")
+
+
+def agreement(bundle: Path, describer: Describer, clips: Sequence[StoredClip], rim: Path) -> str:
+    """How often the exported bundle and PyTorch in float32 state the same outcome of real clips."""
+    floats = answers(describer, clips)
+    exported = bundle_answers(bundle, {rim / clip.name: clip.shot for clip in clips})
+    return _score(
+        "same outcome",
+        [(_outcome_said(parse(a.text)), _outcome_said(parse(b.text))) for a, b in zip(floats, exported, strict=True)],
+    )
 
 
 def report_all(describer: Describer, sets: Mapping[str, Sequence[StoredClip]], each: bool = False) -> None:
@@ -148,17 +204,36 @@ def report_all(describer: Describer, sets: Mapping[str, Sequence[StoredClip]], e
         report(title, answers(describer, clips), each)
 
 
+def report_bundle(args: argparse.Namespace) -> None:
+    """Score an exported bundle on the real validation clips, and on what else was asked for."""
+    rows = [row for row in read_labels(args.rim) if row["split"] == "val"]
+    clips: dict[Path, Shot | None] = {args.rim / row["file"]: shot_of(row) for row in rows}
+    report("real validation, exported bundle", bundle_answers(args.bundle, clips), args.each)
+    if args.elsewhere is not None:
+        others = dict.fromkeys(sorted(args.elsewhere.glob("*.mp4")))
+        report("no hoop in view, exported bundle", bundle_answers(args.bundle, others), args.each)
+    if args.agreement:
+        real = [c for split in ("train", "val") for c in real_clips(args.rim, split, args.cache, args.threads)]
+        picked = with_picks(real, args.weights / weights.VGG_NAME, args.cache, args.rim)
+        describer = weights.load_describer(args.weights, smollm_path())
+        print(f"\nPyTorch against the bundle: {agreement(args.bundle, describer, picked, args.rim)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the pocket weights on validation and held-out rendered clips.")
     parser.add_argument("--rim", type=Path, required=True, help="folder with labels.tsv, train/ and val/")
     parser.add_argument("--weights", type=Path, default=weights.WEIGHTS)
     parser.add_argument("--bundle", type=Path, help="score this exported bundle instead, on the real clips")
+    parser.add_argument("--elsewhere", type=Path, help="folder of .mp4 files without a hoop, for the bundle")
+    parser.add_argument(
+        "--agreement", action="store_true", help="compare the bundle with PyTorch on all labelled clips"
+    )
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--each", action="store_true", help="print every sentence")
     args = parser.parse_args()
     if args.bundle is not None:
-        report("real validation, exported bundle", bundle_answers(args.bundle, args.rim), args.each)
+        report_bundle(args)
         return
     torch.set_num_threads(args.threads)
     describer = weights.load_describer(args.weights, smollm_path())

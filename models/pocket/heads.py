@@ -18,8 +18,17 @@ from .network import POOLED, WIDTH
 from .shot import ENTRIES, EXITS, OUTCOMES
 
 VIEWS = ("front", "left", "right")
-SIZES = {"outcome": len(OUTCOMES), "entry": len(ENTRIES), "board": 2, "rim": 2, "exit": len(EXITS), "view": len(VIEWS)}
-WEIGHTS = {"outcome": 1.0, "entry": 0.7, "board": 0.5, "rim": 0.3, "exit": 0.4, "view": 0.2}
+SIZES = {
+    "outcome": len(OUTCOMES),
+    "entry": len(ENTRIES),
+    "board": 2,
+    "rim": 2,
+    "exit": len(EXITS),
+    "view": len(VIEWS),
+    "hoop": 2,
+}
+WEIGHTS = {"outcome": 1.0, "entry": 0.7, "board": 0.5, "rim": 0.3, "exit": 0.4, "view": 0.2, "hoop": 0.5}
+ABSENT = -100  # class of an attribute that a clip does not have: no hoop, no shot
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,10 @@ class Targets:
 
 
 def attribute_classes(sample: Sample) -> dict[str, int]:
-    """The class number of each attribute of a sample."""
+    """The class number of each attribute of a sample; `ABSENT` for all but "hoop" where no hoop is in view."""
     shot = sample.shot
+    if shot is None or sample.view is None:
+        return {**dict.fromkeys(SIZES, ABSENT), "hoop": 0}
     return {
         "outcome": OUTCOMES.index(shot.outcome),
         "entry": ENTRIES.index(shot.entry),
@@ -51,6 +62,7 @@ def attribute_classes(sample: Sample) -> dict[str, int]:
         "rim": int("rim" in shot.contacts),
         "exit": EXITS.index(shot.exit),
         "view": VIEWS.index(sample.view),
+        "hoop": 1,
     }
 
 
@@ -73,7 +85,7 @@ class SeeingHeads(nn.Module):
     def loss(
         self, tokens: Tensor, kept: Tensor | None, pooled: Tensor, projected: Tensor, targets: Targets
     ) -> tuple[Tensor, dict[str, float]]:
-        """Sum of all losses, and each one's value; tokens [B, K, 256], pooled [B, 128, 256], projected [B, 128, W]."""
+        """Sum of all losses, and each one's value; tokens [B, K, 256], pooled [B, 32, 256], projected [B, 32, W]."""
         wanted = targets.maps
         if kept is not None:
             wanted = wanted.gather(1, kept[..., None].expand(-1, -1, 2))
@@ -115,9 +127,10 @@ def _split(logits: Tensor) -> dict[str, Tensor]:
 
 
 def attribute_loss(logits: Tensor, targets: Targets) -> Tensor:
-    """Weighted sum of the attributes' cross-entropies, labels smoothed by 0.05."""
-    parts = [
-        WEIGHTS[name] * nn.functional.cross_entropy(part, targets.classes[name], label_smoothing=0.05)
-        for name, part in _split(logits).items()
-    ]
+    """Weighted sum of the attributes' cross-entropies over the clips that have them, labels smoothed by 0.05."""
+    parts = []
+    for name, part in _split(logits).items():
+        wanted = targets.classes[name]
+        loss = nn.functional.cross_entropy(part, wanted, label_smoothing=0.05, reduction="sum", ignore_index=ABSENT)
+        parts.append(WEIGHTS[name] * loss / (wanted != ABSENT).sum().clamp(min=1))
     return torch.stack(parts).sum()

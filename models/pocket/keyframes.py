@@ -18,6 +18,7 @@ from ..checkpoint import Checkpoint
 from .dataset import FRAME_SIZE, FRAMES, MAX_CANDIDATES, StoredClip
 from .network import MEAN, POOLED, STD
 
+KEEP_EVERY = 20  # clips: picking is slow, and may be stopped
 VGG_SIZE = 96  # pixels: the pocket recipe's
 VGG_MEAN = [103.939, 116.779, 123.68]  # BGR, Oxford's
 
@@ -71,9 +72,10 @@ def with_picks(clips: Sequence[StoredClip], vgg: Path, cache: Path, footage: Pat
     missing = [clip for clip in clips if _key(clip) not in known]
     if missing:
         sampler = load_sampler(vgg)
-        for clip in missing:
+        for done, clip in enumerate(missing, 1):
             known[_key(clip)] = list(pick(sampler, clip, None if footage is None else footage / clip.name))
-        path.write_text(json.dumps(known), encoding="utf-8")
+            if done % KEEP_EVERY == 0 or done == len(missing):
+                path.write_text(json.dumps(known), encoding="utf-8")
     return [replace(clip, picks=tuple(known[_key(clip)])) for clip in clips]
 
 

@@ -25,8 +25,9 @@ from .dataset import FRAME_SIZE, FRAMES, GRID
 
 MEAN = (0.485, 0.456, 0.406)  # RGB, ImageNet
 STD = (0.229, 0.224, 0.225)
-POOLED = (8, 4, 4)  # time, rows, columns the tokens are averaged to
-VIDEO_TOKENS = 128
+POOLED = (8, 2, 2)  # time, rows, columns the tokens are averaged to
+VIDEO_TOKENS = 32
+TOKENS = FRAMES // 2 * GRID**2  # 1152
 WIDTH = 256
 LORA_RANK, LORA_ALPHA = 16, 32
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -134,7 +135,7 @@ def moving_tokens(frames: Tensor, count: int, generator: torch.Generator) -> Ten
 
 
 def pool(tokens: Tensor, kept: Tensor | None = None) -> Tensor:
-    """[B, 1152, 256] to [B, 128, 256]: means over 3 by 3 patches of each tubelet, order time, row, column.
+    """[B, 1152, 256] to [B, 32, 256]: means over 6 by 6 patches of each tubelet, order time, row, column.
 
     With `kept` [B, K], tokens are [B, K, 256] and the means are over those of each cell that are there.
     """
@@ -160,7 +161,7 @@ class Projector(nn.Module):
         nn.init.constant_(self.norm.weight, scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, 128, 256] to [B, 128, 576]."""
+        """[B, 32, 256] to [B, 32, 576]."""
         return cast(Tensor, self.norm(self.fc2(self.dropout(torch.relu(self.fc1(tokens))))))
 
 
@@ -252,7 +253,7 @@ class Describer(nn.Module):
         return cast(Tensor, table(torch.tensor(ids)))
 
     def prompt(self, pooled: Tensor) -> Tensor:
-        """[B, 128, 256] pooled tokens to prompt embeddings [B, P, 576]: prefix, video, suffix."""
+        """[B, 32, 256] pooled tokens to prompt embeddings [B, P, 576]: prefix, video, suffix."""
         video = self.projector(pooled).float()
         batch = video.shape[0]
         prefix = self._embed(self.vocabulary.prefix).expand(batch, -1, -1)
@@ -260,7 +261,7 @@ class Describer(nn.Module):
         return torch.cat([prefix, video, suffix], dim=1)
 
     def caption_loss(self, pooled: Tensor, speeches: Sequence[Speech]) -> Tensor:
-        """Weighted cross-entropy of the caption tokens given pooled tokens [B, 128, 256]."""
+        """Weighted cross-entropy of the caption tokens given pooled tokens [B, 32, 256]."""
         prompt = self.prompt(pooled)
         longest = max(len(s.ids) for s in speeches)
         ids = torch.tensor([[*s.ids, *[self.vocabulary.end] * (longest - len(s.ids))] for s in speeches])
@@ -278,8 +279,14 @@ class Describer(nn.Module):
 
     @torch.no_grad()
     def describe(self, pooled: Tensor, max_tokens: int = 64) -> list[str]:
-        """Greedy sentences for pooled tokens [B, 128, 256]."""
+        """Greedy sentences for pooled tokens [B, 32, 256]."""
         return [self._say(one[None], max_tokens) for one in pooled]
+
+    @torch.no_grad()
+    def first_logits(self, pooled: Tensor, answers: Sequence[str]) -> Tensor:
+        """How much a text would begin with each of `answers`: float32 [B, len(answers)] for pooled [B, 32, 256]."""
+        first = [self.vocabulary.ids(answer)[0] for answer in answers]
+        return cast(Tensor, self.decoder(inputs_embeds=self.prompt(pooled)).logits[:, -1, first].float())
 
     def _say(self, pooled: Tensor, max_tokens: int) -> str:
         inputs: dict[str, Any] = {"inputs_embeds": self.prompt(pooled)}

@@ -126,7 +126,8 @@ def _fixed(points: Array) -> Array:
     return np.round(np.asarray(points)[..., :2] * (1 << _SHIFT)).astype(np.int32)
 
 
-def _lit(colour: Colour, factor: float) -> Colour:
+def lit(colour: Colour, factor: float) -> Colour:
+    """A colour made brighter or darker."""
     b, g, r = (float(min(max(c * factor, 0.0), 255.0)) for c in colour)
     return b, g, r
 
@@ -159,7 +160,7 @@ class Structure:
         for share, light, lift in ((1.0, 0.62, 0.0), (0.7, 0.9, 0.10), (0.35, 1.15, 0.18)):
             moved = [_fixed(seen[:, :2] - (0, lift * width))]
             cv2.polylines(
-                self.image, moved, False, _lit(colour, light), max(1, round(width * share)), cv2.LINE_AA, _SHIFT
+                self.image, moved, False, lit(colour, light), max(1, round(width * share)), cv2.LINE_AA, _SHIFT
             )
 
     def _draw_post(self, board: Board, look: Look, rng: np.random.Generator) -> None:
@@ -195,12 +196,12 @@ class Structure:
         thickness = rng.uniform(0.03, 0.06)
         front, back = self._outline(board), self._outline(board, y=BOARD_Y + thickness)
         seen_from_front = self._camera.position[1] < BOARD_Y
-        self._polygon(back if seen_from_front else front, _lit(look.board, 0.62))
+        self._polygon(back if seen_from_front else front, lit(look.board, 0.62))
         for i in range(len(front)):
             j = (i + 1) % len(front)
-            self._polygon(np.array([front[i], front[j], back[j], back[i]]), _lit(look.board, 0.75))
+            self._polygon(np.array([front[i], front[j], back[j], back[i]]), lit(look.board, 0.75))
         if not seen_from_front:
-            self._polygon(back, _lit(look.board, 0.7))
+            self._polygon(back, lit(look.board, 0.7))
             return
         before = self.image.copy()
         self._polygon(front, look.board)
@@ -235,12 +236,12 @@ class Structure:
         back = [(-0.085, BOARD_Y, 0.0), (0.085, BOARD_Y, 0.0)]
         low = [(-0.085, BOARD_Y, -0.13), (0.085, BOARD_Y, -0.13)]
         tip = (0.0, RING_RADIUS, -0.01)
-        self._polygon(np.array([low[0], low[1], back[1], back[0]]), _lit(look.rim, 0.55))
-        self._polygon(np.array([left, back[0], low[0], tip]), _lit(look.rim, 0.72))
-        self._polygon(np.array([right, back[1], low[1], tip]), _lit(look.rim, 0.66))
+        self._polygon(np.array([low[0], low[1], back[1], back[0]]), lit(look.rim, 0.55))
+        self._polygon(np.array([left, back[0], low[0], tip]), lit(look.rim, 0.72))
+        self._polygon(np.array([right, back[1], low[1], tip]), lit(look.rim, 0.66))
         arc = np.linspace(math.pi / 2 - spread, math.pi / 2 + spread, 7)
         inner = [(RING_RADIUS * math.cos(a), RING_RADIUS * math.sin(a), 0.0) for a in arc]
-        self._polygon(np.array([*inner, back[0], back[1]]), _lit(look.rim, 0.85))
+        self._polygon(np.array([*inner, back[0], back[1]]), lit(look.rim, 0.85))
 
 
 @dataclass
@@ -314,7 +315,7 @@ def draw_cords(image: Array, seen: Array, look: Look, scale: float, near: bool) 
         return
     width = max(1, round((0.009 if look.chain else 0.0075) * scale))
     cords = list(_fixed(seen))
-    cv2.polylines(image, cords, False, _lit(look.net, 0.95 if near else 0.75), width, cv2.LINE_AA, _SHIFT)
+    cv2.polylines(image, cords, False, lit(look.net, 0.95 if near else 0.75), width, cv2.LINE_AA, _SHIFT)
 
 
 def draw_ring(image: Array, seen: Array, first: Array, look: Look, scale: float) -> None:
@@ -323,9 +324,9 @@ def draw_ring(image: Array, seen: Array, first: Array, look: Look, scale: float)
         return
     width = max(2, round(0.024 * scale))
     pieces = seen[..., :2]
-    cv2.polylines(image, list(_fixed(pieces)), False, _lit(look.rim, 0.7), width, cv2.LINE_AA, _SHIFT)
+    cv2.polylines(image, list(_fixed(pieces)), False, lit(look.rim, 0.7), width, cv2.LINE_AA, _SHIFT)
     light = list(_fixed(pieces - (0, 0.22 * width)))
-    cv2.polylines(image, light, False, _lit(look.rim, 1.12), max(1, width // 2), cv2.LINE_AA, _SHIFT)
+    cv2.polylines(image, light, False, lit(look.rim, 1.12), max(1, width // 2), cv2.LINE_AA, _SHIFT)
     if look.rim_marks is not None:
         marks = [piece for piece, k in zip(_fixed(pieces), first, strict=True) if k % 6 == 0]
         cv2.polylines(image, marks, False, look.rim_marks, width, cv2.LINE_AA, _SHIFT)

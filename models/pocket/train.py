@@ -1,10 +1,13 @@
-"""Training the pocket model, in two phases and one command.
+"""Training the pocket model: two phases, a command each.
 
-    python -m svrt.models.pocket.train --rim FOLDER --out FOLDER
+    python -m svrt.models.pocket.train encoder --rim FOLDER
+    python -m svrt.models.pocket.train decoder --rim FOLDER --out FOLDER
 
-Phase "see": the encoder from scratch, with heads that ask where ball and ring are and what the shot was; for the
-most part on the moving half of the tokens. Phase "speak": the encoder is frozen; projector and LoRA learn to say
-it. Ctrl-C keeps the last step; the same command goes on from there. The curve is `curve.tsv` beside the checkpoint.
+The first is mask-denoising on footage alone, then seeing: heads that are not shipped ask the encoder where ball and
+ring are and what the shot was. The second freezes the encoder, as SV3.3B does, and teaches projector and LoRA to say
+it. `decoder --denoised` leaves the seeing out, which is the paper's recipe to the letter; `decoder --folds 5` writes no
+weights and cross-validates over all labelled clips instead. Ctrl-C keeps the last step; the same command goes on from
+there. The curve is `curve.tsv` beside the checkpoints, in the cache.
 
 With `OMP_WAIT_POLICY=PASSIVE` in the environment, threads sleep at OpenMP's barriers in place of spinning: on a machine
 that does other things at the same time a step is up to 20 times faster.
@@ -13,79 +16,96 @@ that does other things at the same time a step is up to 20 times faster.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from . import evaluate, weights
-from .captions import caption
 from .dataset import (
     Sample,
     StoredClip,
     augmented_sample,
+    clips_elsewhere,
     default_cache,
     plain_sample,
     real_clips,
     rendered_clips,
 )
-from .heads import SeeingHeads, Targets, attribute_classes
-from .network import Describer, Speech, Vocabulary, moving_tokens, pool, smollm_path
+from .features import Features, variants
+from .heads import attribute_classes
+from .keyframes import with_picks
+from .network import pool, smollm_path
+from .shot import Shot
+from .trainer import PHASES, Phase, Trainer, save_state, stacked
 
-Phase = Literal["see", "speak"]
-PHASES: tuple[Phase, ...] = ("see", "speak")
-
-MOVING_TOKENS = 512  # of 1152, while most of the picture is left out
-ALL_TOKENS_FROM = 0.9  # share of phase "see" after which no token is left out
-ATTRIBUTE_WEIGHT = 4.0  # of a caption token that carries an attribute, against 1 for the wording
+REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.10  # of a batch; the rest is rendered
+BOARD_WEIGHT = 0.4  # how often a clip whose ball touches the board is drawn, against 1 (see the weights' card)
+RENDERED, ELSEWHERE = 2000, 750
+SPOKEN_RENDERED, SPOKEN_ELSEWHERE = 500, 250  # of these, what phase two sees: running the encoder on all is slow
 SAVE_EVERY = 25  # steps
+WATCH_EVERY = 200
 LOOK_AHEAD = 4  # batches prepared while a step runs
+RATES: dict[Phase, float] = {"denoise": 6e-4, "see": 6e-4, "speak": 1e-3}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and pace of one phase; `minutes`, when given, replaces the step count."""
+    """Length and pace of one phase."""
 
     steps: int
-    batch: int
     rate: float
-    minutes: float | None = None
 
-    def progress(self, step: int, seconds: float) -> float:
-        """Share of the phase that is done, from its step count or its clock: 0 to 1."""
-        return min(1.0, seconds / (60 * self.minutes) if self.minutes else step / self.steps)
-
-    def rate_at(self, progress: float) -> float:
+    def rate_at(self, step: int) -> float:
         """Learning rate: a warm-up over the first twentieth, then half a cosine down to a fiftieth."""
+        progress = step / self.steps
         if progress < 0.05:
             return self.rate * (0.05 + 0.95 * progress / 0.05)
         return self.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95)))
 
 
+def drawn_as_often(shots: Sequence[Shot | None]) -> np.ndarray:
+    """The chance of each clip to be drawn, float64 [N], sum 1."""
+    chance = np.array([BOARD_WEIGHT if shot and "backboard" in shot.contacts else 1.0 for shot in shots])
+    return np.asarray(chance / chance.sum())
+
+
 @dataclass(frozen=True)
 class Data:
-    """Training clips; `real_share` of each batch is drawn from the real ones."""
+    """Training clips: real, rendered, and without a hoop."""
 
     real: Sequence[StoredClip]
     rendered: Sequence[StoredClip]
-    real_share: float = 0.35
+    elsewhere: Sequence[StoredClip]
+
+    @cached_property
+    def _chance_of_real(self) -> np.ndarray:
+        return drawn_as_often([clip.shot for clip in self.real])
+
+    @cached_property
+    def _chance_of_rendered(self) -> np.ndarray:
+        return drawn_as_often([clip.shot for clip in self.rendered])
 
     def batch(self, key: tuple[int, ...], size: int) -> list[Sample]:
         """The augmented samples that belong to `key`, the same whenever it is asked."""
         rng = np.random.default_rng(key)
-        samples = []
-        for _ in range(size):
-            clips = self.real if self.real and rng.random() < self.real_share else self.rendered
-            samples.append(augmented_sample(clips[int(rng.integers(len(clips)))], rng))
-        return samples
+        return [self._sample(rng) for _ in range(size)]
+
+    def _sample(self, rng: np.random.Generator) -> Sample:
+        kind = rng.random()
+        if kind < ELSEWHERE_SHARE:
+            return augmented_sample(self.elsewhere[int(rng.integers(len(self.elsewhere)))], rng)
+        if kind < ELSEWHERE_SHARE + REAL_SHARE:
+            return augmented_sample(self.real[int(rng.choice(len(self.real), p=self._chance_of_real))], rng)
+        return augmented_sample(self.rendered[int(rng.choice(len(self.rendered), p=self._chance_of_rendered))], rng)
 
 
 def prepared(make: Callable[[int], list[Sample]], first: int) -> Iterator[list[Sample]]:
@@ -103,102 +123,6 @@ def prepared(make: Callable[[int], list[Sample]], first: int) -> Iterator[list[S
                 future.cancel()
 
 
-class Trainer:
-    """The model, its heads, its optimiser and how far it has come."""
-
-    def __init__(self, describer: Describer, seed: int) -> None:
-        self.describer, self.seed = describer, seed
-        self.heads = SeeingHeads(describer.projector.norm.normalized_shape[0])
-        self.phase: Phase = "see"
-        self.step, self.seconds = 0, 0.0
-        self.optimizer = self._new_optimizer()
-
-    def _modules(self) -> list[torch.nn.Module]:
-        d = self.describer
-        return [d.encoder, d.projector, self.heads] if self.phase == "see" else [d.projector, d.decoder]
-
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        parameters = [p for module in self._modules() for p in weights.trainable(module)]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
-
-    def enter(self, phase: Phase) -> None:
-        """Start a phase with a fresh optimiser."""
-        self.phase, self.step, self.seconds = phase, 0, 0.0
-        self.optimizer = self._new_optimizer()
-
-    def advance(self, samples: Sequence[Sample], progress: float, rate: float) -> dict[str, float]:
-        """One optimiser step; the losses."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(hash((self.seed, PHASES.index(self.phase), self.step)) % 2**31)
-        for module in self._modules():
-            module.train()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, parts = self._see(samples, progress) if self.phase == "see" else self._speak(samples)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        parameters = [p for module in self._modules() for p in weights.trainable(module)]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return parts
-
-    def _see(self, samples: Sequence[Sample], progress: float) -> tuple[Tensor, dict[str, float]]:
-        frames, kept = stacked(samples), None
-        if progress < ALL_TOKENS_FROM:
-            kept = moving_tokens(frames, MOVING_TOKENS, torch.Generator().manual_seed(self.seed + self.step))
-        tokens = self.describer.encoder(frames, kept)
-        pooled = pool(tokens, kept)
-        return self.heads.loss(tokens, kept, pooled, self.describer.projector(pooled), Targets.of(samples))
-
-    def _speak(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
-        self.describer.encoder.eval()
-        with torch.no_grad():
-            pooled = pool(self.describer.encoder(stacked(samples)))
-        rng = np.random.default_rng((self.seed, 3, self.step))
-        speeches = [speech(sample, self.describer.vocabulary, rng) for sample in samples]
-        loss = self.describer.caption_loss(pooled, speeches)
-        return loss, {"caption": float(loss.detach())}
-
-    def state(self) -> dict[str, Any]:
-        """Everything that is needed to go on; the frozen base decoder is left out."""
-        model = {n: p for n, p in self.describer.named_parameters() if p.requires_grad}
-        return {
-            "model": model,
-            "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": {"phase": self.phase, "step": self.step, "seconds": self.seconds, "seed": self.seed},
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a `state`."""
-        self.enter(state["progress"]["phase"])
-        self.step, self.seconds = state["progress"]["step"], state["progress"]["seconds"]
-        self.describer.load_state_dict(state["model"], strict=False)
-        self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-def stacked(samples: Sequence[Sample]) -> Tensor:
-    """uint8 [B, 16, 192, 192, 3]."""
-    return torch.from_numpy(np.stack([sample.frames for sample in samples]))
-
-
-def speech(sample: Sample, vocabulary: Vocabulary, rng: np.random.Generator) -> Speech:
-    """A caption in llama.cpp's tokens, ended, the words that carry attributes weighing more."""
-    written = caption(sample.shot, rng if rng.random() < 0.5 else None)
-    ids, place, counts = vocabulary.ids(written.text), 0, []
-    for piece in vocabulary.pieces(ids):
-        start, place = place, place + len(piece)
-        carries = any(start < end and place > begin for begin, end in written.spans)
-        counts.append(ATTRIBUTE_WEIGHT if carries else 1.0)
-    return Speech((*ids, vocabulary.end), (*counts, 1.0))
-
-
 @torch.no_grad()
 def seen_accuracy(trainer: Trainer, clips: Sequence[StoredClip]) -> dict[str, float]:
     """Share of clips whose attributes the two heads name correctly, without augmentation."""
@@ -212,7 +136,7 @@ def seen_accuracy(trainer: Trainer, clips: Sequence[StoredClip]) -> dict[str, fl
             answers = trainer.heads.attributes(pooled, trainer.describer.projector(pooled))
         truth = attribute_classes(sample)
         for kind, logits in zip(("judged", "spoken"), answers, strict=True):
-            for name in ("outcome", "entry", "board"):
+            for name in ("hoop", "outcome", "entry", "board", "exit"):
                 hit = int(logits[name].argmax()) == truth[name]
                 right[f"{kind}_{name}"] = right.get(f"{kind}_{name}", 0.0) + hit / len(clips)
     return right
@@ -223,6 +147,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._path, self._sums, self._count = path, dict[str, float](), 0
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, losses: dict[str, float]) -> None:
         for name, value in losses.items():
@@ -241,52 +166,183 @@ class Log:
 
 
 def run_phase(
-    trainer: Trainer, data: Data, schedule: Schedule, checkpoint: Path, log: Log, watch: Sequence[StoredClip]
-) -> None:
-    """Train until the phase is done; on Ctrl-C save and raise again."""
-    key = (trainer.seed, PHASES.index(trainer.phase))
-    batches = prepared(lambda step: data.batch((*key, step), schedule.batch), trainer.step)
+    trainer: Trainer, step: Callable[[], dict[str, float]], steps: int, checkpoint: Path | None, log: Log
+) -> Iterator[int]:
+    """Take `step` until the phase is done, giving the step number after each; saves as it goes, and on Ctrl-C."""
     started = time.perf_counter() - trainer.seconds
     try:
-        while (progress := schedule.progress(trainer.step, trainer.seconds)) < 1.0:
-            log.add(trainer.advance(next(batches), progress, schedule.rate_at(progress)))
+        while trainer.step < steps:
+            log.add(step())
             trainer.seconds = time.perf_counter() - started
             if trainer.step % SAVE_EVERY == 0:
-                save_state(trainer, checkpoint)
+                if checkpoint is not None:
+                    save_state(trainer, checkpoint)
                 log.note(trainer)
-            if trainer.phase == "see" and trainer.step % (8 * SAVE_EVERY) == 0 and trainer.step < schedule.steps:
-                log.note(trainer, seen_accuracy(trainer, watch))
+            yield trainer.step
     except KeyboardInterrupt:
-        save_state(trainer, checkpoint)
-        print(f"stopped after step {trainer.step} of phase {trainer.phase}; the same command goes on from there")
+        if checkpoint is not None:
+            save_state(trainer, checkpoint)
+            print(f"stopped after step {trainer.step} of phase {trainer.phase}; the same command goes on from there")
         raise
+
+
+def train_encoder(args: argparse.Namespace, run: Path) -> None:
+    """Phase one: "denoise", then "see". Leaves `denoised.pt` and `seen.pt` in the run's folder."""
+    data, validation = load_data(args), load_real(args, "val")
+    trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed)
+    checkpoint, log = run / "encoder.pt", Log(run / "curve.tsv")
+    if checkpoint.exists():
+        trainer.restore(torch.load(checkpoint, weights_only=True))
+        print(f"going on from step {trainer.step} of phase {trainer.phase} ({checkpoint})")
+    if trainer.phase == "denoise":
+        run_encoder_phase(trainer, data, args.denoise_steps, args.batch, checkpoint, log, [])
+        save_state(trainer, run / "denoised.pt")
+        trainer.enter("see")
+    run_encoder_phase(trainer, data, args.see_steps, args.batch, checkpoint, log, validation)
+    trainer.average.settle()
+    log.note(trainer, seen_accuracy(trainer, validation))
+    save_state(trainer, run / "seen.pt")
+
+
+def run_encoder_phase(
+    trainer: Trainer, data: Data, steps: int, batch: int, checkpoint: Path, log: Log, watch: Sequence[StoredClip]
+) -> None:
+    """The rest of "denoise" or "see"; `watch` is scored now and then."""
+    schedule, key = Schedule(steps, RATES[trainer.phase]), (trainer.seed, PHASES.index(trainer.phase))
+    batches = prepared(lambda step: data.batch((*key, step), batch), trainer.step)
+
+    def step() -> dict[str, float]:
+        return trainer.advance(next(batches), trainer.step / steps, schedule.rate_at(trainer.step))
+
+    try:
+        for done in run_phase(trainer, step, steps, checkpoint, log):
+            if watch and done % WATCH_EVERY == 0:
+                log.note(trainer, seen_accuracy(trainer, watch))
     finally:
         batches.close()  # type: ignore[attr-defined]
-    if trainer.phase == "see":
-        log.note(trainer, seen_accuracy(trainer, watch))
 
 
-def save_state(trainer: Trainer, path: Path) -> None:
-    """Write the checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(trainer.state(), partial)
-    partial.replace(path)
+def train_decoder(args: argparse.Namespace, run: Path) -> None:
+    """Phase two: "speak" on the frozen encoder; writes the weights and scores them."""
+    name = "denoised" if args.denoised else "seen"
+    trainer = trainer_after(run / f"{name}.pt", args.seed)
+    data = load_data(args)
+    features = {
+        "real": variants(trainer.describer, data.real, args.variants, run),
+        "rendered": variants(trainer.describer, data.rendered[:SPOKEN_RENDERED], 1, run),
+        "elsewhere": variants(trainer.describer, data.elsewhere[:SPOKEN_ELSEWHERE], 1, run),
+    }
+    checkpoint = run / f"decoder-{name}.pt"
+    if checkpoint.exists():
+        trainer.restore(torch.load(checkpoint, weights_only=True))
+        print(f"going on from step {trainer.step} of phase speak ({checkpoint})")
+    speak(trainer, features, args, checkpoint, Log(run / f"curve-{name}.tsv"))
+    weights.save(trainer.describer, args.out, args.vgg)
+    describer = weights.load_describer(args.out, smollm_path())
+    evaluate.report_all(describer, evaluate.unseen(args.rim, args.cache, args.vgg, args.threads))
+
+
+def speak(
+    trainer: Trainer, features: dict[str, Features], args: argparse.Namespace, checkpoint: Path | None, log: Log
+) -> None:
+    """The rest of "speak", to the averaged weights."""
+    schedule = Schedule(args.speak_steps, RATES["speak"])
+    chances = {kind: drawn_as_often(views.shots) for kind, views in features.items()}
+
+    def step() -> dict[str, float]:
+        rng = np.random.default_rng((trainer.seed, PHASES.index("speak"), trainer.step))
+        chance = (REAL_SHARE, 1 - REAL_SHARE - ELSEWHERE_SHARE, ELSEWHERE_SHARE)
+        kinds = rng.choice(("real", "rendered", "elsewhere"), args.batch, p=chance).tolist()
+        places = [int(rng.choice(len(chances[kind]), p=chances[kind])) for kind in kinds]
+        pooled = torch.stack([features[kind].pooled[k].float() for kind, k in zip(kinds, places, strict=True)])
+        shots = [features[kind].shots[k] for kind, k in zip(kinds, places, strict=True)]
+        return trainer.advance_speech(pooled, shots, schedule.rate_at(trainer.step))
+
+    for _ in run_phase(trainer, step, args.speak_steps, checkpoint, log):
+        pass
+    trainer.average.settle()
+
+
+def cross_validate(args: argparse.Namespace, run: Path) -> None:
+    """Phase two again for each fold of all labelled clips, scored on the clips that it left out.
+
+    The encoder is the same in all folds, and its seeing had the labels of the training clips: what is measured is how
+    well the sentences carry over, and for clips of the training split it is on the kind side. Answers are kept in
+    `folds.jsonl`, so that an interrupted run goes on with the next fold.
+    """
+    data, validation = load_data(args), load_real(args, "val")
+    clips = [*data.real, *validation]
+    fold_of = np.random.default_rng(args.seed).permutation(len(clips)) % args.folds
+    path = run / "folds.jsonl"
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for fold in range(args.folds):
+        if any(answer["fold"] == fold for answer in done):
+            continue
+        trainer = trainer_after(run / "seen.pt", args.seed)
+        real = variants(trainer.describer, clips, args.variants, run)
+        features = {
+            "real": real.of([clip.name for clip, its in zip(clips, fold_of, strict=True) if its != fold]),
+            "rendered": variants(trainer.describer, data.rendered[:SPOKEN_RENDERED], 1, run),
+            "elsewhere": variants(trainer.describer, data.elsewhere[:SPOKEN_ELSEWHERE], 1, run),
+        }
+        speak(trainer, features, args, None, Log(run / f"curve-fold-{fold}.tsv"))
+        held_out = [clip for clip, its in zip(clips, fold_of, strict=True) if its == fold]
+        with torch.autocast("cpu", torch.bfloat16):
+            said = evaluate.answers(trainer.describer, held_out)
+        done += [{"fold": fold, "name": a.name, "text": a.text, "logits": a.logits} for a in said]
+        path.write_text("".join(json.dumps(answer) + "\n" for answer in done))
+    shots = {clip.name: clip.shot for clip in clips}
+    for title, split in (("all clips", ""), ("clips of the training split", "train/"), ("of validation", "val/")):
+        said = [
+            evaluate.Answer(a["name"], shots[a["name"]], a["text"], logits=tuple(a["logits"]))
+            for a in done
+            if a["name"].startswith(split)
+        ]
+        evaluate.report(f"{args.folds}-fold cross-validation, {title}", said)
+        print(f"  temperature of the first word: {evaluate.fitted_temperature(said):.2f}")
+
+
+def trainer_after(path: Path, seed: int) -> Trainer:
+    """A trainer about to speak, with the weights that phase one left in `path`."""
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: train the encoder first (python -m svrt.models.pocket.train encoder)")
+    torch.manual_seed(seed)
+    trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), seed)
+    trainer.describer.load_state_dict(torch.load(path, weights_only=True)["model"], strict=False)
+    trainer.enter("speak")
+    return trainer
+
+
+def load_real(args: argparse.Namespace, split: str) -> list[StoredClip]:
+    """The labelled clips of a split, with the keyframes that the runtime's sampler picks."""
+    return with_picks(real_clips(args.rim, split, args.cache, args.threads), args.vgg, args.cache, args.rim)
+
+
+def load_data(args: argparse.Namespace) -> Data:
+    """Every clip to train on, from the cache, or made now."""
+    return Data(
+        load_real(args, "train"),
+        rendered_clips(0, RENDERED, args.cache, args.threads),
+        clips_elsewhere(0, ELSEWHERE, args.cache, args.threads),
+    )
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the pocket model on rim-camera clips.")
+    parser.add_argument("phase", choices=("encoder", "decoder"))
     parser.add_argument("--rim", type=Path, required=True, help="folder with labels.tsv, train/ and val/")
     parser.add_argument("--out", type=Path, default=weights.WEIGHTS, help="folder for the weights")
     parser.add_argument(
-        "--cache", type=Path, default=default_cache(), help="folder for decoded clips and the checkpoint"
+        "--cache", type=Path, default=default_cache(), help="folder for decoded clips and the checkpoints"
     )
     parser.add_argument("--vgg", type=Path, default=weights.WEIGHTS / weights.VGG_NAME, help="the sampler's VGG-16")
-    parser.add_argument("--rendered", type=int, default=1500, help="rendered clips to train on")
-    parser.add_argument("--see-steps", type=int, default=800)
+    parser.add_argument("--denoise-steps", type=int, default=200)
+    parser.add_argument("--see-steps", type=int, default=3500)
     parser.add_argument("--speak-steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
-    parser.add_argument("--minutes", type=float, help="train by the clock instead: 65 %% of it seeing, 35 %% speaking")
+    parser.add_argument("--variants", type=int, default=4, help="augmentations of each real clip that speaking sees")
+    parser.add_argument("--denoised", action="store_true", help="speak after denoising alone, without seeing")
+    parser.add_argument("--folds", type=int, default=0, help="cross-validate in this many parts, and write no weights")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -298,32 +354,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     cv2.setNumThreads(1)
-    data = Data(
-        real_clips(args.rim, "train", args.cache, args.threads),
-        rendered_clips(0, args.rendered, args.cache, args.threads),
-    )
-    validation = real_clips(args.rim, "val", args.cache, args.threads)
-    trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed)
-    checkpoint, log = (
-        args.cache / f"run-{args.seed}" / "checkpoint.pt",
-        Log(args.cache / f"run-{args.seed}" / "curve.tsv"),
-    )
-    if checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, weights_only=True))
-        print(f"going on from step {trainer.step} of phase {trainer.phase} ({checkpoint})")
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    schedules = {
-        "see": Schedule(args.see_steps, args.batch, 6e-4, args.minutes and 0.65 * args.minutes),
-        "speak": Schedule(args.speak_steps, args.batch, 1e-3, args.minutes and 0.35 * args.minutes),
-    }
-    for phase in PHASES[PHASES.index(trainer.phase) :]:
-        if phase != trainer.phase:
-            trainer.enter(phase)
-        run_phase(trainer, data, schedules[phase], checkpoint, log, validation)
-    save_state(trainer, checkpoint)
-    weights.save(trainer.describer, args.out, args.vgg)
-    describer = weights.load_describer(args.out, smollm_path())
-    evaluate.report_all(describer, evaluate.unseen(args.rim, args.cache, args.vgg, args.threads))
+    run = args.cache / f"training-{args.seed}"
+    if args.phase == "encoder":
+        train_encoder(args, run)
+    elif args.folds:
+        cross_validate(args, run)
+    else:
+        train_decoder(args, run)
 
 
 if __name__ == "__main__":
