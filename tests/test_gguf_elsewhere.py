@@ -120,8 +120,8 @@ SMALL_PROMPTS = [
     "<|begin_of_text|>" + "A defensive rebound starts the break: two passes, one dribble, and a layup. " * 8,
 ]
 POCKET_PROMPTS = [
-    "<|im_start|>user\nWhat is a layup?<|im_end|>\n<|im_start|>assistant\n",
-    "A guard dribbles left and",
+    "<|im_start|>user\nWhat did the ball do?<|im_end|>\n<|im_start|>assistant\nMade shot: the ball",
+    "A guard dribbles left and shoots. Missed shot: the ball",
 ]
 
 
