@@ -1,4 +1,4 @@
-"""The built-in bundle: exported once into the user's cache, and reused."""
+"""The user's cache: the built-in bundle, exported once and reused, and the seals of bundles that were hashed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from . import seal
 from .bundle import SCHEMA, Bundle
 from .errors import BundleError, OutputError
 
@@ -40,6 +41,14 @@ def cache_folder() -> Path:
         ) from None
 
 
+def seal_folder() -> Path | None:
+    """Where this user's seals are kept (see `svrt.seal`); None where there is no place for them."""
+    try:
+        return cache_folder() / "seals"
+    except OutputError:
+        return None
+
+
 def built_in_path() -> Path:
     """Where the built-in bundle of these weights and this exporter lies, or will lie."""
     digest = hashlib.sha256(f"{version('svrt')} {SCHEMA}".encode())
@@ -56,17 +65,17 @@ def built_in_bundle(say: Callable[[str], None] = lambda _: None) -> Bundle:
     """
     path = built_in_path()
     try:
-        return Bundle.load(path)
+        return seal.load(path, seal_folder())
     except BundleError:
         pass
     with _locked(path.parent):
         try:
-            return Bundle.load(path)  # another process was first
+            return seal.load(path, seal_folder())  # another process was first
         except BundleError:
             shutil.rmtree(path, ignore_errors=True)
         say(f"exporting the built-in bundle to {path} (once, about 10 s)")
         _export(path)
-        return Bundle.load(path)
+        return seal.load(path, seal_folder())
 
 
 @contextmanager

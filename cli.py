@@ -215,13 +215,10 @@ def _try(work: Callable[[Path], None], clip: Path) -> bool:
 
 
 def _open_bundle(path: Path | None) -> Bundle:
-    if path is None:
-        from .cache import built_in_bundle
+    from . import seal
+    from .cache import built_in_bundle, seal_folder
 
-        return built_in_bundle(_say)
-    from .bundle import Bundle
-
-    return Bundle.load(path)
+    return built_in_bundle(_say) if path is None else seal.load(path, seal_folder())
 
 
 @dataclass
@@ -364,9 +361,10 @@ def doctor(
 @app.command(epilog="[bold]Example[/bold]\n\n  svrt verify pocket-bundle")
 def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]) -> None:
     """Check a bundle: schema, and the size and sha256 of every file."""
-    from .bundle import Bundle
+    from . import seal
+    from .cache import seal_folder
 
-    found = Bundle.load(bundle)
+    found = seal.verify(bundle, seal_folder())
     files = found.manifest.files
     size = sum(record.bytes for record in files.values()) / 1e6
     print(f"{bundle}: whole; {found.manifest.name}, {len(files)} files, {size:.1f} MB, {found.sha256}")

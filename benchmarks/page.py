@@ -99,8 +99,8 @@ def _start(found: Figures) -> Chart | None:
         Part("describe", cold.describe.p50, "describe"),
     ]
     note = (
-        f"Medians of {cold.whole.n} new processes, from their start to the end of the first text; loading checks every "
-        "hash. The files may still lie in the system's cache."
+        f"Medians of {cold.whole.n} new processes, from their start to the end of the first text; hashes are "
+        "checked by the first that finds no seal. The files may still lie in the system's cache."
     )
     return Chart("A new process", waterfall(parts, WIDE), waterfall(parts, PHONE), note)
 

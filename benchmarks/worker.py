@@ -37,12 +37,12 @@ class Task:
 
 def perform(task: Task, say: TextIO) -> None:
     """Do the task and write events to `say`. Raises `SvrtError` where the bundle or a clip cannot be used."""
-    from ..bundle import Bundle
-    from ..cache import cache_folder
+    from .. import seal
+    from ..cache import cache_folder, seal_folder
     from ..runtime.pipeline import Pipeline
 
     imported = time.monotonic()
-    bundle = Bundle.load(task.bundle)
+    bundle = seal.load(task.bundle, seal_folder())
     with Pipeline(bundle, task.backend, engine_cache=cache_folder() / "engines") as pipeline:
         ready = {"imported": imported, "loaded": time.monotonic(), "backends": pipeline.backends}
         _write(say, "ready", **ready, versions=versions())

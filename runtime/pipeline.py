@@ -109,7 +109,7 @@ class _Stopwatch:
 class Pipeline:
     """A bundle's engines, loaded and ready. One object serves one thread at a time.
 
-    The bundle's hashes must have been checked (`Bundle.load` does): llama.cpp may abort the process on a damaged file.
+    The bundle's hashes must have been checked (`Bundle.load` and `svrt.seal.load` do): llama.cpp may abort the process on a damaged file.
     `backend` runs VGG-16 and the encoder; `max_tokens` replaces the recipe's limit on the text. `engine_cache` is the
     folder that TensorRT engines built here are kept in; without one TensorRT is not tried. `say` is told, a line each,
     of what takes long, such as building them.
