@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import ClipError, DecoderError, EngineError, OutputError, SvrtError
+from .errors import ClipError, OutputError, SvrtError
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -196,22 +197,27 @@ def describe(
     if readable:  # nothing is loaded, let alone exported, for a misspelt name
         opened = _open_bundle(bundle)
         with Pipeline(opened, backend, max_tokens, engine_cache=cache_folder() / "engines", say=_say) as pipeline:
-            printer = _Printer(pipeline, as_json, keyframes, named=len(clips) > 1)
-            described = sum(_try(printer.describe, clip) for clip in readable)
+            printer = _Printer(keyframes, as_json, named=len(clips) > 1)
+            with closing(pipeline.describe_all(readable, None if as_json else printer.show)) as found:
+                described = sum(printer.finish(clip, one) for clip, one in zip(readable, found, strict=True))
     if described < len(clips):
         if len(clips) > 1:
             _say(f"{len(clips) - described} of {len(clips)} clips could not be described")
         raise typer.Exit(ClipError.exit_code)
 
 
-def _try(work: Callable[[Path], None], clip: Path) -> bool:
-    """Whether `work` can read the clip; if not, say why: one bad clip does not stop the others."""
+def _try(check: Callable[[Path], None], clip: Path) -> bool:
+    """Whether a clip passes; if not, say why: one bad clip does not stop the others."""
     try:
-        work(clip)
-    except (ClipError, EngineError, DecoderError) as exc:
-        _say(f"error: {exc}" if str(clip) in str(exc) else f"error: {clip}: {exc}")
+        check(clip)
+    except ClipError as exc:
+        _say_error(clip, exc)
         return False
     return True
+
+
+def _say_error(clip: Path, exc: SvrtError) -> None:
+    _say(f"error: {exc}" if str(clip) in str(exc) else f"error: {clip}: {exc}")
 
 
 def _open_bundle(path: Path | None) -> Bundle:
@@ -223,22 +229,27 @@ def _open_bundle(path: Path | None) -> Bundle:
 
 @dataclass
 class _Printer:
-    """Describes clips and prints them: as JSON when done, or as text while it is generated."""
+    """Prints clips: as JSON when done, or as text while it is generated."""
 
-    pipeline: Pipeline
-    as_json: bool
     keyframes: Path | None
+    as_json: bool
     named: bool  # whether each text is led by its clip's name
+    begun: bool = False  # whether some of a text was printed
 
-    def describe(self, clip: Path) -> None:
-        opening = f"{clip}: " if self.named else ""
+    def show(self, clip: Path | str, text: str) -> None:
+        """Print a piece of a clip's text."""
+        print(self._opening(clip) + text, end="", flush=True)
+        self.begun = True
 
-        def show(text: str) -> None:
-            nonlocal opening
-            print(opening + text, end="", flush=True)
-            opening = ""
+    def _opening(self, clip: Path | str) -> str:
+        return f"{clip}: " if self.named and not self.begun else ""
 
-        found = self.pipeline.describe(clip, on_text=None if self.as_json else show)
+    def finish(self, clip: Path, found: Description | SvrtError) -> bool:
+        """Print what is left to say of a clip; whether it could be described."""
+        opening, self.begun = self._opening(clip), False
+        if isinstance(found, SvrtError):
+            _say_error(clip, found)
+            return False
         if self.as_json:
             print(json.dumps(found.to_json()), flush=True)
         else:
@@ -250,6 +261,7 @@ class _Printer:
             from .runtime.contact_sheet import write_contact_sheet
 
             write_contact_sheet(found, self.keyframes)
+        return True
 
 
 def _figures(found: Description) -> str:

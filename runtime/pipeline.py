@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bundle import DECODER, ENCODER, VGG16, Bundle
-from ..errors import BundleError
+from ..bundle import DECODER, ENCODER, VGG16, Bundle, EncoderSpec, SamplerSpec
+from ..errors import BundleError, ClipError, DecoderError, EngineError
 from ..kernels.preprocess import Normalisation, normalise
 from .decoder import Decoder, is_repacked
 from .engines import AUTO, Engine, EngineStore, check_backend, load
 from .sampler import VGG_BATCH, Candidates, Sampler
-from .video import read_candidates
+from .video import Frame, read_candidates
+
+OF_ONE_CLIP = (ClipError, EngineError, DecoderError)  # errors that do not keep other clips from being described
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Timings:
     """Wall-clock milliseconds of one description.
 
     `decode` reads the video, `sample` reduces frames and picks keyframes, `encode` is preprocessing and the encoder,
-    `prefill` puts video tokens and prompt into the decoder, `generate` writes the text. `total` is measured around all.
+    `prefill` puts video tokens and prompt into the decoder, `generate` writes the text. `total` is measured around all,
+    without what a clip of several waits, encoded, for the text of the one before it.
     """
 
     decode: float
@@ -91,6 +96,48 @@ class Description:
         return values
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A clip, ready for the decoder: video tokens, what the description will say of it, milliseconds so far."""
+
+    clip: Path | str
+    tokens: np.ndarray
+    keyframes: list[Keyframe]
+    thumbnails: list[np.ndarray]
+    warnings: list[str]
+    ms: dict[str, float]
+
+
+class _GivenUpError(Exception):
+    """A clip that is read ahead is not wanted any more."""
+
+
+class _Leashed:
+    """An engine whose next inference does not begin once `stop` is set: reading ahead must end soon after Ctrl-C."""
+
+    def __init__(self, engine: Engine, stop: threading.Event) -> None:
+        self._engine, self._stop = engine, stop
+        self.name, self.precision, self.device = engine.name, engine.precision, engine.device
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._stop.is_set():
+            raise _GivenUpError
+        return self._engine(inputs)
+
+
+class _Wanted(Candidates):
+    """Candidates of a clip, for as long as `stop` is not set."""
+
+    def __init__(self, sampler: SamplerSpec, encoder: EncoderSpec, stop: threading.Event) -> None:
+        super().__init__(sampler, encoder)
+        self._stop = stop
+
+    def add(self, frame: Frame) -> None:
+        if self._stop.is_set():
+            raise _GivenUpError
+        super().add(frame)
+
+
 class _Stopwatch:
     """Milliseconds per stage, added up over the stretches that belong to it."""
 
@@ -136,7 +183,8 @@ class Pipeline:
             store = None if engine_cache is None else self._store(engine_cache, say)
             vgg16, self.encoder = self._load(VGG16, backend, store), self._load(ENCODER, backend, store)
             self.decoder = decoder.result()
-        self.sampler = Sampler(manifest.sampler, vgg16)
+        self._stop = threading.Event()  # set while a clip that is read ahead is given up
+        self.sampler = Sampler(manifest.sampler, _Leashed(vgg16, self._stop))
         self.backends = {
             "sampler": f"{vgg16.name} {vgg16.device}",
             "encoder": f"{self.encoder.name} {self.encoder.device}",
@@ -171,6 +219,56 @@ class Pipeline:
 
         Raises `ClipError` where the clip cannot be read. The same clip gives the same keyframes and text.
         """
+        return self._put_in_words(self._encode_clip(clip), on_text)
+
+    def describe_all(
+        self, clips: Iterable[Path | str], on_text: Callable[[Path | str, str], None] | None = None
+    ) -> Iterator[Description | ClipError | EngineError | DecoderError]:
+        """For each clip, in order, what `describe` gives, or the error that it would raise.
+
+        While the text of one clip is generated, the next is read, sampled and encoded in a thread: one clip ahead, never
+        more, of which only video tokens and thumbnails are kept. `on_text` receives a clip and a piece of its text.
+        Close the iterator where it is left early: what is read ahead is then given up.
+        """
+        ahead_of = iter(clips)
+        with self._reader() as reader:
+            clip = next(ahead_of, None)
+            encoded = None if clip is None else self._try_encode(clip)  # in this thread: there is no text to wait for
+            while encoded is not None:
+                clip = next(ahead_of, None)
+                following = None if clip is None else reader.submit(self._try_encode, clip)
+                yield encoded if isinstance(encoded, OF_ONE_CLIP) else self._try_to_put_in_words(encoded, on_text)
+                encoded = None if following is None else following.result()
+
+    @contextmanager
+    def _reader(self) -> Iterator[ThreadPoolExecutor]:
+        """One thread that reads ahead; what it still does when the block ends is given up."""
+        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="svrt-reader")
+        try:
+            yield reader
+        finally:
+            self._stop.set()
+            try:
+                reader.shutdown()
+            finally:
+                self._stop.clear()
+
+    def _try_encode(self, clip: Path | str) -> _Encoded | ClipError | EngineError | DecoderError:
+        try:
+            return self._encode_clip(clip)
+        except OF_ONE_CLIP as exc:
+            return exc
+
+    def _try_to_put_in_words(
+        self, encoded: _Encoded, on_text: Callable[[Path | str, str], None] | None
+    ) -> Description | ClipError | EngineError | DecoderError:
+        try:
+            return self._put_in_words(encoded, None if on_text is None else partial(on_text, encoded.clip))
+        except OF_ONE_CLIP as exc:
+            return exc
+
+    def _encode_clip(self, clip: Path | str) -> _Encoded:
+        """Everything of a clip but its text."""
         watch = _Stopwatch()
         with watch.stage("total"):
             candidates, warnings = self._read(clip, watch)
@@ -178,18 +276,31 @@ class Pipeline:
                 picks = self.sampler.pick(candidates)
             with watch.stage("encode"):
                 tokens = self.encode(np.stack([candidates.views[pick] for pick in picks]))
-            generation = self.decoder.generate(tokens, on_text=on_text)
+        return _Encoded(
+            clip=clip,
+            tokens=tokens,
+            keyframes=[Keyframe(candidates.indices[pick], candidates.times_s[pick]) for pick in picks],
+            thumbnails=[candidates.thumbnails[pick] for pick in picks],
+            warnings=warnings,
+            ms=watch.ms,
+        )
+
+    def _put_in_words(self, encoded: _Encoded, on_text: Callable[[str], None] | None) -> Description:
+        watch = _Stopwatch()
+        with watch.stage("total"):
+            generation = self.decoder.generate(encoded.tokens, on_text=on_text)
+        ms = {**encoded.ms, "total": encoded.ms["total"] + watch.ms["total"]}
         return Description(
-            clip=str(clip),
+            clip=str(encoded.clip),
             text=generation.text.strip(),
             confidence=generation.confidence,
-            keyframes=[Keyframe(candidates.indices[pick], candidates.times_s[pick]) for pick in picks],
-            timings_ms=Timings(**watch.ms, prefill=generation.prefill_ms, generate=generation.generate_ms),
+            keyframes=encoded.keyframes,
+            timings_ms=Timings(**ms, prefill=generation.prefill_ms, generate=generation.generate_ms),
             tokens=TokenCounts(generation.video_tokens, generation.prompt_tokens, generation.generated_tokens),
             bundle=BundleName(self.bundle.manifest.name, self.bundle.sha256),
             backends=dict(self.backends),
-            warnings=warnings,
-            thumbnails=[candidates.thumbnails[pick] for pick in picks],
+            warnings=encoded.warnings,
+            thumbnails=encoded.thumbnails,
         )
 
     def _read(self, clip: Path | str, watch: _Stopwatch) -> tuple[Candidates, list[str]]:
@@ -197,7 +308,7 @@ class Pipeline:
         manifest = self.bundle.manifest
         with watch.stage("decode"):
             candidates, warnings = read_candidates(
-                clip, manifest.sampler.candidates, lambda: Candidates(manifest.sampler, manifest.encoder)
+                clip, manifest.sampler.candidates, lambda: _Wanted(manifest.sampler, manifest.encoder, self._stop)
             )
         watch.ms["sample"] = candidates.reduce_s * 1e3
         watch.ms["decode"] -= watch.ms["sample"]
