@@ -85,11 +85,11 @@ def describe(pipeline: Pipeline, clips: list[str], clip: int) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The libraries that did the work, by what they say of themselves: a board may bring its own builds."""
     found = {"svrt": version("svrt"), "Python": platform.python_version()}
+    found["llama-cpp-python"] = version("llama-cpp-python")  # of which only the bindings are loaded
     names = {
         "numpy": "numpy",
         "cv2": "OpenCV",
         "onnxruntime": "ONNX Runtime",
-        "llama_cpp": "llama-cpp-python",
         "tensorrt": "TensorRT",
         "tensorrt_rtx": "TensorRT for RTX",
         "openvino": "OpenVINO",

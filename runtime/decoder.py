@@ -11,10 +11,13 @@ from __future__ import annotations
 import codecs
 import ctypes
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +78,7 @@ class _Log:
 
 _log = _Log()
 _log_callback: Any = None  # llama.cpp keeps the pointer for the life of the process
+_alone: ModuleType | None = None
 
 
 def _library() -> ModuleType:
@@ -84,18 +88,36 @@ def _library() -> ModuleType:
     if not chosen:
         os.environ["GOMP_SPINCOUNT"] = _SPINS  # read once, while OpenMP is loaded
     try:
-        import llama_cpp
+        library = _bindings()
     except (ImportError, OSError, RuntimeError) as exc:
         raise DecoderError(f"llama-cpp-python does not load: {exc}; run: pip install llama-cpp-python==0.3.36") from exc
     finally:
         if not chosen:
             del os.environ["GOMP_SPINCOUNT"]
     if _log_callback is None:
-        _log_callback = llama_cpp.llama_log_callback(_log)
-        llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
-    library: ModuleType = llama_cpp
+        _log_callback = library.llama_log_callback(_log)
+        library.llama_backend_init()
+    library.llama_log_set(_log_callback, ctypes.c_void_p(0))
     return library
+
+
+def _bindings() -> ModuleType:
+    """`llama_cpp.llama_cpp` without its package, which would first import chat templates, jinja2 and a disk cache:
+    four fifths of the time, for nothing that is used here."""
+    global _alone
+    if "llama_cpp" in sys.modules:
+        return import_module("llama_cpp.llama_cpp")
+    if _alone is None:
+        spec = find_spec("llama_cpp")
+        if spec is None:
+            raise ImportError("No module named 'llama_cpp'")
+        sys.modules["llama_cpp"] = module_from_spec(spec)  # a package by its path; its code is not run
+        try:
+            _alone = import_module("llama_cpp.llama_cpp")
+        finally:  # whoever imports it later gets the whole
+            for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
+                del sys.modules[name]
+    return _alone
 
 
 def is_repacked(quantization: str) -> bool:
@@ -110,8 +132,9 @@ class Decoder:
     where the model's metadata asks for one. `video_tokens` is the most a clip may have and, with `max_tokens`, sizes
     the cache. `repacked` says that llama.cpp arranges the weights anew for a processor (`is_repacked`): the file is
     then read and not mapped, or both copies would lie in memory. `answers` are the words a text can begin with, whose
-    first tokens must differ, and `temperature` what their logits are divided by: see `Generation`. `threads` defaults
-    to the processors this process may use; `n_batch` bounds the tokens computed at once.
+    first tokens must differ, and `temperature` what their logits are divided by: see `Generation`. `threads` generate,
+    `prefill_threads` prefill, as those multiply matrices where generation waits for memory; both default to the
+    processors this process may use. `n_batch` bounds the tokens computed at once.
 
     Every layer runs on the GPU where llama.cpp was built with one. Decoding is greedy, so the same video tokens give
     the same text. One object serves one thread at a time.
@@ -136,9 +159,11 @@ class Decoder:
         answers: Sequence[str] = (),
         temperature: float = 1.0,
         threads: int | None = None,
+        prefill_threads: int | None = None,
         n_batch: int = 512,
     ) -> None:
-        if min(max_tokens, video_tokens, n_batch, 1 if threads is None else threads) < 1:
+        generating, prefilling = (usable_processors() if n is None else n for n in (threads, prefill_threads))
+        if min(max_tokens, video_tokens, n_batch, generating, prefilling) < 1:
             raise DecoderError("max_tokens, video_tokens, threads and n_batch must be at least 1")
         self._lib = _library()
         self._path = gguf
@@ -155,7 +180,7 @@ class Decoder:
             # A batch larger than the longest stretch would only cost memory.
             longest = max(len(self._prefix), len(self._suffix), video_tokens)
             self._batch = _Batch(self._lib, min(n_batch, longest))
-            self._context = self._create_context(threads or usable_processors())
+            self._context = self._create_context(generating, prefilling)
             self._free_context = weakref.finalize(self, self._lib.llama_free, self._context)
             self._memory = self._lib.llama_get_memory(self._context)
             self._length = 0  # positions in the cache
@@ -188,12 +213,16 @@ class Decoder:
 
         Returns the logits of the next token, float32 [vocabulary].
         """
+        logits: np.ndarray = self._prefill(video_tokens).copy()
+        return logits
+
+    def _prefill(self, video_tokens: np.ndarray) -> np.ndarray:
+        """As `prefill`; but the logits are a view that the next decode overwrites."""
         clip = self._checked(video_tokens)
         self._rewind()
         self._decode_embeddings(clip, last=not self._suffix)
-        self._decode_tokens(self._suffix)
-        logits: np.ndarray = self._logits().copy()
-        return logits
+        self._decode_tokens(self._suffix, last=True)
+        return self._logits()
 
     def generate(
         self,
@@ -215,7 +244,7 @@ class Decoder:
         if not 1 <= limit <= self._max_tokens:
             raise DecoderError(f"max_tokens {limit} is outside 1 to {self._max_tokens}, which the decoder was made for")
         started = time.perf_counter()
-        logits = self.prefill(video_tokens)
+        logits = self._prefill(video_tokens)
         token = _highest(logits)
         confidence = _share(logits, token, self._answers, self._temperature)
         prefilled = time.perf_counter()
@@ -234,7 +263,7 @@ class Decoder:
             generated += 1
             if generated == limit:
                 break
-            self._decode_tokens([token])
+            self._decode(self._batch.of_next(token, self._length), 1)
             token = _highest(self._logits())
         emit(utf8.decode(b"", final=True))
         return Generation(
@@ -262,7 +291,7 @@ class Decoder:
             raise DecoderError(f"{self._path}: llama.cpp cannot load it: {_log.cause()}")
         return model
 
-    def _create_context(self, threads: int) -> Any:
+    def _create_context(self, threads: int, prefill_threads: int) -> Any:
         lib = self._lib
         needed = len(self._prefix) + self._video_tokens + len(self._suffix) + self._max_tokens
         trained = lib.llama_model_n_ctx_train(self._model)
@@ -273,7 +302,7 @@ class Decoder:
         parameters.n_batch = parameters.n_ubatch = self._batch.capacity
         # Only the last token's logits are read; room for a batch of 512 would be 260 MB with LLaMA 3's vocabulary.
         parameters.n_outputs_max = 1
-        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.n_threads, parameters.n_threads_batch = threads, prefill_threads
         _log.clear()
         context = lib.llama_init_from_model(self._model, parameters)
         if not context:
@@ -291,7 +320,7 @@ class Decoder:
     def _describe_backend(self) -> str:
         """`llama.cpp` and the device that holds the layers: the first GPU, if llama.cpp was built with one, or CPU."""
         if self._lib.llama_supports_gpu_offload():
-            ggml = self._lib.llama_cpp._lib
+            ggml = self._lib._lib
             ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
             ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
             ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
@@ -359,7 +388,7 @@ class Decoder:
             self._length = kept
             return
         self._forget()
-        self._decode_tokens(self._prefix)
+        self._decode_tokens(self._prefix, last=False)  # what follows it is a clip, whose beginning nobody guesses
         self._prefix_is_kept = True
 
     def _forget(self) -> None:
@@ -367,12 +396,12 @@ class Decoder:
         self._lib.llama_memory_clear(self._memory, True)
         self._length = 0
 
-    def _decode_tokens(self, tokens: Sequence[int]) -> None:
+    def _decode_tokens(self, tokens: Sequence[int], *, last: bool) -> None:
         ids = np.asarray(tokens, np.int32)
         for start in range(0, len(ids), self._batch.capacity):
             chunk = ids[start : start + self._batch.capacity]
-            last = start + len(chunk) == len(ids)
-            self._decode(self._batch.of_tokens(chunk, self._length, last=last), len(chunk))
+            ends = last and start + len(chunk) == len(ids)
+            self._decode(self._batch.of_tokens(chunk, self._length, last=ends), len(chunk))
 
     def _decode_embeddings(self, clip: np.ndarray, *, last: bool) -> None:
         for start in range(0, len(clip), self._batch.capacity):
@@ -408,6 +437,13 @@ class _Batch:
         self._sequence = np.full(1, _SEQUENCE, np.int32)
         self._sequences = np.full(capacity, self._sequence.ctypes.data, np.uintp)
         self._wanted = np.zeros(capacity, np.int8)
+        self._next = np.zeros(1, np.int32)
+        self._of_next = self.of_tokens(self._next, 0, last=True)
+
+    def of_next(self, token: int, position: int) -> Any:
+        """One token id at a position, its logits asked for: a text needs it for each token, so it is made once."""
+        self._next[0], self._positions[0], self._wanted[0] = token, position, 1
+        return self._of_next
 
     def of_tokens(self, tokens: np.ndarray, start: int, *, last: bool) -> Any:
         """Token ids, int32 [n], from position `start`; `last` asks for the logits of the final one."""

@@ -120,13 +120,38 @@ def test_a_kept_prefix_gives_the_logits_of_a_fresh_context(
 
 def test_the_prefix_is_decoded_once(decoder: Decoder, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    decode = llama_cpp.llama_decode
+    decode = llama_cpp.llama_cpp.llama_decode
     monkeypatch.setattr(
-        llama_cpp, "llama_decode", lambda context, batch: decoded.append(batch.n_tokens) or decode(context, batch)
+        llama_cpp.llama_cpp, "llama_decode", lambda context, batch: decoded.append(batch.n_tokens) or decode(context, batch)
     )
     generation = decoder.generate(clip, max_tokens=1)
     assert sum(decoded) < generation.prompt_tokens + CLIP_TOKENS
     assert decoded[0] == CLIP_TOKENS
+
+
+def test_only_the_prompts_last_token_and_those_of_the_text_have_logits(
+    model: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits are a product with the whole vocabulary; of a prefix that is kept nobody reads them."""
+    wanted: list[list[int]] = []
+    decode = llama_cpp.llama_cpp.llama_decode
+    monkeypatch.setattr(
+        llama_cpp.llama_cpp,
+        "llama_decode",
+        lambda context, batch: wanted.append(list(batch.logits[: batch.n_tokens])) or decode(context, batch),
+    )
+    with new(model) as decoder:
+        assert len(wanted) == 1 and not any(wanted[0])
+        generated = decoder.generate(clip, max_tokens=4).generated_tokens
+    prefix, video, suffix, *text = wanted
+    assert len(video) == CLIP_TOKENS and not any(video)  # in one go
+    assert suffix == [0] * (len(suffix) - 1) + [1]
+    assert text == [[1]] * (generated - 1)
+
+
+def test_text_does_not_depend_on_threads_for_prefill(model: Path, decoder: Decoder, clip: np.ndarray) -> None:
+    with new(model, threads=1, prefill_threads=2) as mixed, new(model, threads=2, prefill_threads=1) as other:
+        assert mixed.generate(clip).text == other.generate(clip).text == decoder.generate(clip).text
 
 
 @pytest.mark.parametrize("n_batch", [1, 7, 39])
@@ -245,7 +270,7 @@ def test_limits_outside_the_decoders_are_refused(model: Path, decoder: Decoder, 
     for limit in (0, -1, 49):
         with pytest.raises(DecoderError, match=f"max_tokens {limit} is outside 1 to 48"):
             decoder.generate(clip, max_tokens=limit)
-    for changes in ({"threads": 0}, {"max_tokens": 0}, {"n_batch": 0}, {"video_tokens": 0}):
+    for changes in ({"threads": 0}, {"prefill_threads": 0}, {"max_tokens": 0}, {"n_batch": 0}, {"video_tokens": 0}):
         with pytest.raises(DecoderError, match="must be at least 1"):
             new(model, **changes)
     with pytest.raises(DecoderError, match=r"small\.gguf: .* need \d+ positions; the model has 4096"):
@@ -283,7 +308,7 @@ def test_files_llama_cpp_cannot_load_are_told_in_its_words(model: Path, tmp_path
 def test_a_failed_decode_leaves_the_decoder_usable(
     decoder: Decoder, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
-    expected, decode = decoder.generate(clip), llama_cpp.llama_decode
+    expected, decode = decoder.generate(clip), llama_cpp.llama_cpp.llama_decode
     sizes: list[int] = []
 
     def failing(context: Any, batch: Any) -> int:
@@ -291,7 +316,7 @@ def test_a_failed_decode_leaves_the_decoder_usable(
         status: int = 1 if len(sizes) == fails_at else decode(context, batch)
         return status
 
-    monkeypatch.setattr(llama_cpp, "llama_decode", failing)
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_decode", failing)
     with pytest.raises(DecoderError, match=r"small\.gguf: llama\.cpp failed to decode \(status 1\)"):
         decoder.generate(clip)
     sizes[:] = [0] * fails_at
@@ -389,6 +414,18 @@ def test_the_runtime_imports_nothing_of_the_exporter(model: Path) -> None:
     """
     found = run(program, model)
     assert found.stdout.strip() == "[]" and found.stderr == ""
+
+
+def test_only_the_bindings_are_imported_and_the_package_stays_importable(model: Path) -> None:
+    program = """
+        before = sorted(name for name in sys.modules if name.partition(".")[0] in ("llama_cpp", "jinja2", "diskcache"))
+        import llama_cpp
+        print(before, llama_cpp.Llama.__name__, llama_cpp.llama_cpp.llama_decode is not None)
+        with Decoder(Path(sys.argv[1]), prefix="a", suffix="b", video_tokens=2, threads=1) as decoder:
+            decoder.generate(np.ones((2, decoder.width), np.float32), max_tokens=2)
+    """
+    found = run(program, model)
+    assert found.stdout.strip() == "[] Llama True" and found.stderr == ""
 
 
 def test_confidence_is_the_softmax_over_the_answers_alone(model: Path, embedding: np.ndarray) -> None:
