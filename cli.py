@@ -440,6 +440,7 @@ _BENCH_EXAMPLES = """
   svrt bench --clip a.mp4 --clip b.mp4 --runs 50
   svrt bench --minutes 30 --limit p99_ms=2500 --limit peak_rss_mib=700
   svrt bench compare before/bench.json after/bench.json
+  svrt bench growth
 
 Exit code: 0 PASS or no limit, 1 FAIL, 3 INCONCLUSIVE.
 """
@@ -482,6 +483,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from .benchmarks.bench import EXIT, RUNS, SAMPLE, BenchDisplay, check_writable, show, to_json, write
+    from .benchmarks.growth import with_growth
     from .benchmarks.harness import Job, describe_clip, measure
     from .benchmarks.verdict import parse_limits, verdict
     from .runtime.engines import check_backend
@@ -495,13 +497,55 @@ def bench(
     check_writable(place)
     count = runs or (5 if minutes else RUNS)
     with BenchDisplay() as display:
-        found = measure(Job(opened, chosen, count, minutes, backend, asked), display.report)
+        found = with_growth(measure(Job(opened, chosen, count, minutes, backend, asked), display.report), place)
     write(found, place)
     if as_json:
         print(json.dumps(to_json(found)))
     else:
         show(found, place)
     raise typer.Exit(EXIT.get(verdict(found).result or "", 0))
+
+
+@bench_app.command(
+    name="growth", epilog="[bold]Example[/bold]\n\n  svrt bench growth --out grown\n\nGiven again, it goes on."
+)
+def bench_growth(
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report; NAME-bench if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all samples and figures as one JSON object.")] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
+        ),
+    ] = "auto",
+) -> None:
+    """Measure time and memory against length, resolution and frame rate of a clip, and the number of clips."""
+    from .benchmarks import growth_report as report
+    from .benchmarks.bench import EXIT, check_writable
+    from .benchmarks.growth import grow
+    from .runtime.engines import check_backend
+
+    check_backend(backend)
+    opened = _open_bundle(bundle)
+    place = Path(f"{opened.manifest.name}-bench") if out is None else out
+    check_writable(place)
+    try:
+        found = grow(opened, place, backend, say=_say)
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from here")
+        raise
+    report.write(found, place)
+    if as_json:
+        print(json.dumps(report.to_json(found)))
+    else:
+        report.show(found, place)
+    raise typer.Exit(EXIT.get(report.result(report.findings(found)), 0))
 
 
 @bench_app.command(

@@ -1,11 +1,11 @@
 """Seals: what spares a run the hashing of gigabytes that the last run hashed.
 
-A seal is this user's own note, in the cache, that a bundle's files had their manifest's sha256, and what stat(2) said of
-them then. While that is the same, the file is taken to be the same. A copy, a replacement and a write all change it:
+A seal is this user's own note, in the cache, that a bundle's files had their manifest's sha256, and what stat(2) said
+of them then. While that is the same, the file is taken to be the same. A copy, a replacement and a write all change it:
 the time of change (ctime) is set by the kernel alone, and cannot be put back as the time of modification can.
 
-What a hash is for is accidents: whoever may write to a bundle may write its manifest too. What a seal does not see, and
-a hash does, is a medium that loses bits without an error, and a disk that is written beneath its file system. `verify`
+Hashes are against accidents: whoever may write to a bundle may write its manifest too. What a seal does not see, and a
+hash does, is a medium that loses bits without an error, and a disk that is written beneath its file system. `verify`
 hashes everything, and takes the seal away where a file is wrong.
 """
 
@@ -26,7 +26,7 @@ from .errors import BundleError, SvrtError
 from .records import from_json
 
 SCHEMA = 1
-# Times of a file system come in steps, of 2 s on FAT: a file that changed this recently may change again without a trace.
+# Times of a file system come in steps, of 2 s on FAT: a file changed this recently may change again without a trace.
 SETTLED_S = 3.0
 _ENOUGH = 1 << 20  # bytes; a seal is a few hundred
 
@@ -83,7 +83,9 @@ def load(path: Path | str, folder: Path | None) -> Bundle:
     if doubtful:
         began = time.time()
         _check(bundle, doubtful)
-        _write(note, bundle, {name: stamp for name, stamp in now.items() if name not in doubtful or stamp.settled(began)})
+        _write(
+            note, bundle, {name: stamp for name, stamp in now.items() if name not in doubtful or stamp.settled(began)}
+        )
     return bundle
 
 

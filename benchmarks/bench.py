@@ -93,33 +93,35 @@ def write(report: Report, folder: Path) -> None:
 
 def show(report: Report, folder: Path) -> None:
     """Print a report for a person."""
-    console = _console()
+    screen = console()
     found, judged = figures(report), verdict(report)
-    console.print(f"{report.bundle} on {text.machine_name(report)}\n")
+    screen.print(f"{report.bundle} on {text.machine_name(report)}\n")
     for title, rows in (("warm, ms", text.warm_rows(found)), ("cold, ms", text.cold_rows(found))):
-        console.print(_table((title, *text.STATS[1:]), rows), "")
+        screen.print(console_table((title, *text.STATS[1:]), rows), "")
     for name, value in text.key_figures(report, found):
-        console.print(f"{name}: {value}")
-    console.print("", *text.verdict_lines(judged), sep="\n")
-    console.print(f"\n{folder / HTML}, {JSON}, {MARKDOWN}")
+        screen.print(f"{name}: {value}")
+    screen.print("", *text.verdict_lines(judged), sep="\n")
+    screen.print(f"\n{folder / HTML}, {JSON}, {MARKDOWN}")
 
 
 def show_comparison(found: Comparison) -> None:
     """Print a comparison for a person."""
-    console = _console()
-    console.print(f"A: {found.a}\nB: {found.b}\n")
-    console.print(_table(text.COMPARED, text.comparison_rows(found)))
+    screen = console()
+    screen.print(f"A: {found.a}\nB: {found.b}\n")
+    screen.print(console_table(text.COMPARED, text.comparison_rows(found)))
     if found.notes:
-        console.print("", *found.notes, sep="\n")
+        screen.print("", *found.notes, sep="\n")
 
 
-def _console() -> Console:
-    console = Console(highlight=False, markup=False)
-    console.width = max(console.width, 120)  # a row that a pipe or a narrow terminal would cut is of no use
-    return console
+def console() -> Console:
+    """Stdout for tables: a row that a pipe or a narrow terminal would cut is of no use."""
+    made = Console(highlight=False, markup=False)
+    made.width = max(made.width, 120)
+    return made
 
 
-def _table(head: tuple[str, ...], rows: text.Rows) -> Table:
+def console_table(head: tuple[str, ...], rows: text.Rows) -> Table:
+    """A table for a terminal, figures to the right."""
     table = Table(box=None, pad_edge=False)
     for index, name in enumerate(head):
         table.add_column(name, justify="right" if index and name else "left", no_wrap=True)

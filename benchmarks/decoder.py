@@ -26,7 +26,9 @@ from ..runtime.processors import usable_processors
 
 ROUNDS = 15
 SEEDS = 8  # clips of noise that are tried for a long text
-LONG_PREFIX = "You watch sports and say what happens, in one sentence, as a commentator would: who, what, how it ended. "
+LONG_PREFIX = (
+    "You watch sports and say what happens, in one sentence, as a commentator would: who, what, how it ended. "
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Setting:
 
 
 class BareLoop:
-    """The plainest loop over llama.cpp: memory cleared, whole prompt decoded, then the highest logit, again and again."""
+    """The plainest loop over llama.cpp: memory cleared, the whole prompt decoded, then the highest logit each time."""
 
     def __init__(self, setting: Setting, prompt: tuple[list[int], list[int]], threads: int) -> None:
         import llama_cpp

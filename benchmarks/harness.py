@@ -41,7 +41,7 @@ Say = Callable[[Run, int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: `runs` warm runs of each clip at least, and for `minutes` at least."""
+    """What to measure: `runs` warm runs of each clip at least, and for `minutes` at least, in `most_processes`."""
 
     bundle: Bundle
     clips: list[Path]
@@ -49,11 +49,12 @@ class Job:
     minutes: float = 0.0
     backend: str = "auto"
     limits: dict[str, float] | None = None
+    most_processes: int = PROCESSES
 
     @property
     def processes(self) -> int:
         """How many processes share the runs."""
-        return min(PROCESSES, self.runs)
+        return min(self.most_processes, self.runs)
 
     @property
     def total(self) -> int:

@@ -11,11 +11,11 @@ from markupsafe import Markup
 from . import markdown as text
 from .charts import Band, Dot, Line, Part, lines, shown, strip, waterfall
 from .figures import WHOLE, Figures, figures, grouped, of_stage
-from .samples import OTHER, STAGES, Power, Report, Run
+from .samples import OTHER, STAGES, Curve, Power, Report, Run
 from .statistics import STATISTICS, stats
 from .verdict import verdict
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATES = Path(__file__).parent
 WIDE, PHONE = 920, 340  # pixels that a chart has
 NEAR_RUNS = 4
 MOST_BANDS = 600  # with more runs stages are too narrow to be seen
@@ -34,12 +34,10 @@ class Chart:
 
 def page(report: Report) -> str:
     """The report as HTML."""
-    from jinja2 import Environment, StrictUndefined
-
     found, judged = figures(report), verdict(report)
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     head, *reasons = text.verdict_lines(judged)
-    return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        "report.html.j2",
         report=report,
         machine=text.machine_name(report),
         result=judged.result or "NONE",
@@ -56,6 +54,20 @@ def page(report: Report) -> str:
         machine_rows=text.machine_rows(report),
         condition=_condition_rows(report),
     )
+
+
+def render(template: str, **values: object) -> str:
+    """One of this folder's templates, filled in; text in `values` is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    engine = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return engine.get_template(template).render(values)
 
 
 def charts(report: Report, found: Figures) -> list[Chart]:
@@ -207,12 +219,7 @@ def _memory(report: Report) -> Chart | None:
 
 def _growth(report: Report) -> list[Chart]:
     """Curves that the report brings; and time against length, where its clips have several lengths."""
-    drawn = []
-    for curve in report.growth:
-        for name, unit, values in (("time", "ms", curve.whole_ms), ("peak memory", "MiB", curve.peak_rss_mib)):
-            line = [Line(name, curve.x, list(values), "whole" if unit == "ms" else "rss")]
-            wide, phone = (lines(line, width, unit, curve.unit, dots=True) for width in (WIDE, PHONE))
-            drawn.append(Chart(f"Growth: {name} against {curve.title}", wide, phone))
+    drawn = [chart for curve in report.growth for chart in growth_charts(curve)]
     found = []
     for index, clip in enumerate(report.clips):
         whole = stats(grouped(report.warm(index), of_stage(WHOLE)))
@@ -223,6 +230,22 @@ def _growth(report: Report) -> list[Chart]:
         line = [Line("whole", [x for x, _ in found], [y for _, y in found], "whole")]
         wide, phone = (lines(line, width, "ms", dots=True, height=200) for width in (WIDE, PHONE))
         drawn.append(Chart("Growth: time against the clip's length", wide, phone, "Median of each clip's warm runs."))
+    return drawn
+
+
+def growth_charts(curve: Curve, notes: Sequence[str] = ("", "")) -> list[Chart]:
+    """Time, whole and by stage, and peak memory against what grows; `notes` stand under their titles."""
+    times = [Line("whole", curve.x, list(curve.whole_ms), "whole")]
+    times += [Line(stage, curve.x, list(ms), stage) for stage, ms in curve.stages_ms.items()]
+    legend = tuple((line.kind, line.name) for line in times) if len(times) > 1 else ()
+    memory = [Line("peak memory", curve.x, list(curve.peak_rss_mib), "rss")]
+    drawn = []
+    for name, unit, curves, note, key in (
+        ("time", "ms", times, notes[0], legend),
+        ("peak memory", "MiB", memory, notes[1], ()),
+    ):
+        wide, phone = (lines(curves, width, unit, curve.unit, dots=True) for width in (WIDE, PHONE))
+        drawn.append(Chart(f"Growth: {name} against {curve.title}", wide, phone, note, key))
     return drawn
 
 

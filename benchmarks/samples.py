@@ -133,13 +133,17 @@ class Power:
 
 @dataclass(frozen=True)
 class Curve:
-    """Whole time and peak memory of descriptions against what grows, such as the clip's length."""
+    """Whole time and peak memory of descriptions against what grows, such as the clip's length.
+
+    `stages_ms` has for some of `STAGES` what the stage takes of `whole_ms`.
+    """
 
     title: str
     unit: str
     x: list[float]
     whole_ms: list[float]
     peak_rss_mib: list[float]
+    stages_ms: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -156,7 +156,8 @@ class _Stopwatch:
 class Pipeline:
     """A bundle's engines, loaded and ready. One object serves one thread at a time.
 
-    The bundle's hashes must have been checked (`Bundle.load` and `svrt.seal.load` do): llama.cpp may abort the process on a damaged file.
+    The bundle's hashes must have been checked (`Bundle.load` and `svrt.seal.load` do): llama.cpp may abort the process
+    on a damaged file.
     `backend` runs VGG-16 and the encoder; `max_tokens` replaces the recipe's limit on the text. `engine_cache` is the
     folder that TensorRT engines built here are kept in; without one TensorRT is not tried. `say` is told, a line each,
     of what takes long, such as building them.
@@ -223,11 +224,11 @@ class Pipeline:
 
     def describe_all(
         self, clips: Iterable[Path | str], on_text: Callable[[Path | str, str], None] | None = None
-    ) -> Iterator[Description | ClipError | EngineError | DecoderError]:
+    ) -> Generator[Description | ClipError | EngineError | DecoderError, None, None]:
         """For each clip, in order, what `describe` gives, or the error that it would raise.
 
-        While the text of one clip is generated, the next is read, sampled and encoded in a thread: one clip ahead, never
-        more, of which only video tokens and thumbnails are kept. `on_text` receives a clip and a piece of its text.
+        While the text of one clip is generated, the next is read, sampled and encoded in a thread: one clip ahead,
+        never more, of which video tokens and thumbnails are kept. `on_text` receives a clip and a piece of its text.
         Close the iterator where it is left early: what is read ahead is then given up.
         """
         ahead_of = iter(clips)

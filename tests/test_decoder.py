@@ -122,7 +122,9 @@ def test_the_prefix_is_decoded_once(decoder: Decoder, clip: np.ndarray, monkeypa
     decoded: list[int] = []
     decode = llama_cpp.llama_cpp.llama_decode
     monkeypatch.setattr(
-        llama_cpp.llama_cpp, "llama_decode", lambda context, batch: decoded.append(batch.n_tokens) or decode(context, batch)
+        llama_cpp.llama_cpp,
+        "llama_decode",
+        lambda context, batch: decoded.append(batch.n_tokens) or decode(context, batch),
     )
     generation = decoder.generate(clip, max_tokens=1)
     assert sum(decoded) < generation.prompt_tokens + CLIP_TOKENS
@@ -143,7 +145,7 @@ def test_only_the_prompts_last_token_and_those_of_the_text_have_logits(
     with new(model) as decoder:
         assert len(wanted) == 1 and not any(wanted[0])
         generated = decoder.generate(clip, max_tokens=4).generated_tokens
-    prefix, video, suffix, *text = wanted
+    _, video, suffix, *text = wanted
     assert len(video) == CLIP_TOKENS and not any(video)  # in one go
     assert suffix == [0] * (len(suffix) - 1) + [1]
     assert text == [[1]] * (generated - 1)

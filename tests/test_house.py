@@ -58,5 +58,16 @@ def test_a_file_imports_only_what_its_room_may(path, room, parts):
     assert "svrt" not in others, "imports inside the package are relative"
     if room != "models/pocket":
         assert not others & HEAVY
-    if room in ("errors", "records", "bundle", "seal", "cache", "inspection", "kernels", "runtime", "benchmarks", "doctor"):
+    if room in (
+        "errors",
+        "records",
+        "bundle",
+        "seal",
+        "cache",
+        "inspection",
+        "kernels",
+        "runtime",
+        "benchmarks",
+        "doctor",
+    ):
         assert not others & ONLY_EXPORT
