@@ -76,8 +76,8 @@ def load(path: Path | str, folder: Path | None) -> Bundle:
         bundle.check_hashes()
         return bundle
     note = _place(bundle, folder)
-    known = _read(note)
-    records = bundle.manifest.files
+    seal, records = _read(note), bundle.manifest.files
+    known = {} if seal is None else seal.files
     now = {name: Stamp.of(bundle.file(name), record.sha256) for name, record in records.items()}
     doubtful = {name: record for name, record in records.items() if known.get(name) != now[name]}
     if doubtful:
@@ -123,17 +123,17 @@ def _place(bundle: Bundle, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(name).hexdigest()[:32]}.json"
 
 
-def _read(note: Path) -> dict[str, Stamp]:
-    """A seal's stamps; none where there is no seal, or one that another user could have written."""
+def _read(note: Path) -> Seal | None:
+    """A seal; None where there is none, or one that another user could have written."""
     try:
         with note.open("rb") as handle:
             found = os.fstat(handle.fileno())
             if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                return {}
+                return None
             seal = from_json(Seal, json.loads(handle.read(_ENOUGH)), "")
     except (OSError, ValueError, RecursionError, SvrtError):
-        return {}
-    return seal.files if seal.schema == SCHEMA else {}
+        return None
+    return seal if seal.schema == SCHEMA else None
 
 
 def _write(note: Path, bundle: Bundle, stamps: dict[str, Stamp]) -> None:
@@ -146,6 +146,15 @@ def _write(note: Path, bundle: Bundle, stamps: dict[str, Stamp]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         partial.replace(note)
+        _tidy(note.parent)
     except OSError:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove seals of bundles that are gone."""
+    for note in folder.glob("*.json"):
+        seal = _read(note)
+        if seal is not None and not Path(seal.bundle).exists():
+            note.unlink(missing_ok=True)

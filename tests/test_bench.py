@@ -136,7 +136,7 @@ def test_a_process_goes_on_until_its_rounds_are_done_and_its_time_is_over(monkey
             return Description(clip, "Made", None, [], timings, TokenCounts(1, 1, 1), BundleName("b", "c"), {})
 
     monkeypatch.setattr("svrt.runtime.pipeline.Pipeline", Pipeline)
-    monkeypatch.setattr("svrt.bundle.Bundle.load", lambda _: None)
+    monkeypatch.setattr("svrt.seal.load", lambda *_: None)
 
     def events(rounds, seconds):
         said = io.StringIO()

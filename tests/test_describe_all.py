@@ -12,6 +12,7 @@ from itertools import groupby
 import pytest
 from conftest import moving_ball, write_video
 from small_system import write_system
+from svrt.benchmarks import overlap
 from svrt.errors import ClipError, DecoderError
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
@@ -208,3 +209,8 @@ def test_the_command_prints_clips_in_order_and_ends_at_ctrl_c(bundle, clips, bro
     assert "Traceback" not in errors and len(rest.splitlines()) < len(asked) - 4
     said = [line for line in errors.splitlines() if line.startswith("svrt: ")]
     assert "16 keyframes" in said[0] and str(broken) in said[1] and "16 keyframes" in said[2]
+
+
+def test_both_ways_are_measured_on_the_same_texts(pipeline, clips):
+    found = overlap.measure(pipeline, clips[:2], rounds=1)
+    assert min(found.one_by_one, found.read_ahead, found.ratio) > 0

@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from small_system import write_system
 from svrt import bundle as contract
 from svrt import seal
+from svrt.benchmarks import start
 from svrt.bundle import MANIFEST, VGG16, Bundle
 from svrt.errors import BundleError
+from svrt.exporter.export import export
+from svrt.exporter.recipe import read_recipe
 from test_bundle import NAMES, make_bundle
 
 OLD_S = time.time() + 3600  # an hour later, everything written by a test has settled
@@ -180,3 +184,19 @@ def test_missing_and_shorter_files_are_named_though_sealed(toy, folder):
     (toy / VGG16).unlink()
     with pytest.raises(BundleError, match="missing"):
         seal.load(toy, folder)
+
+
+def test_seals_of_bundles_that_are_gone_are_removed(toy, folder, tmp_path):
+    copy = Path(shutil.copytree(toy, tmp_path / "copy"))
+    seal.load(copy, folder)
+    shutil.rmtree(copy)
+    seal.load(toy, folder)
+    assert len(list(folder.iterdir())) == 1
+    assert read_by(lambda: seal.load(toy, folder)) < 100_000
+
+
+def test_a_new_process_is_timed_sealed_and_hashed(tmp_path, monkeypatch):
+    bundle = export(read_recipe(str(write_system(tmp_path / "system"))), tmp_path / "b")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    found = start.measure(bundle, rounds=1)
+    assert found.sealed_ms > found.describe_ms > 0 and found.hashed_ms > found.describe_ms and found.before_ms > 0
