@@ -235,7 +235,7 @@ def _growth(report: Report) -> list[Chart]:
 
 def growth_charts(curve: Curve, notes: Sequence[str] = ("", "")) -> list[Chart]:
     """Time, whole and by stage, and peak memory against what grows; `notes` stand under their titles."""
-    times = [Line("whole", curve.x, list(curve.whole_ms), "whole")]
+    times = [Line("whole", curve.x, list(curve.whole_ms), "power")]  # ink: told from every stage
     times += [Line(stage, curve.x, list(ms), stage) for stage, ms in curve.stages_ms.items()]
     legend = tuple((line.kind, line.name) for line in times) if len(times) > 1 else ()
     memory = [Line("peak memory", curve.x, list(curve.peak_rss_mib), "rss")]

@@ -115,8 +115,9 @@ def _bindings() -> ModuleType:
         try:
             _alone = import_module("llama_cpp.llama_cpp")
         finally:  # whoever imports it later gets the whole
-            for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
-                del sys.modules[name]
+            for name in list(sys.modules):  # a list: other threads import meanwhile
+                if name.partition(".")[0] == "llama_cpp":
+                    del sys.modules[name]
     return _alone
 
 

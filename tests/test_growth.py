@@ -13,10 +13,12 @@ from svrt.benchmarks.growth import CLIPS, LENGTH, RATE, RESOLUTION, Growth, Poin
 from svrt.benchmarks.growth_report import findings, markdown, page, result
 from svrt.benchmarks.samples import STAGES
 from svrt.benchmarks.verdict import FAIL, INCONCLUSIVE, PASS
+from svrt.cli import app
 from svrt.errors import OutputError, SvrtError
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
 from test_bench import Page, small_report
+from typer.testing import CliRunner
 
 X = [2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0]
 SMALL = Sizes(lengths_s=(0.5, 1.0), resolutions=((64, 48),), rates=(20,), clips=3, runs=1)
@@ -179,3 +181,17 @@ def test_the_whole_plan_spans_what_was_asked():
     assert (min(spans[CLIPS]), max(spans[CLIPS])) == (1, 1000) and 20 in spans[CLIPS]
     assert {one.height for one in points if one.axis == RESOLUTION} >= {360, 2160}
     assert all(json.dumps(asdict(one)) for one in points)
+
+
+def test_the_command_writes_its_report_and_exits_by_the_verdict(measured, bundle, monkeypatch):
+    _, folder, _ = measured
+    points = SMALL.points()
+    monkeypatch.setattr(Sizes, "points", lambda _: points)
+    monkeypatch.setattr(growth, "measure", lambda *_, **__: pytest.fail("measured again"))
+    command = ["bench", "growth", "--bundle", str(bundle.path), "--out", str(folder), "--backend", "onnxruntime"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 3, done.output  # of so few points nothing can be told
+    assert "INCONCLUSIVE" in done.output and "peak memory" in done.output
+    assert {path.name for path in folder.iterdir()} == {"growth.jsonl", "growth.json", "growth.html", "growth.md"}
+    printed = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(printed.stdout)["figures"]["verdict"] == INCONCLUSIVE
