@@ -170,7 +170,9 @@ def describe(
     backend: Annotated[
         str,
         typer.Option(
-            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
+            "--backend",
+            metavar="NAME",
+            help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
         ),
     ] = "auto",
     max_tokens: Annotated[
@@ -302,7 +304,9 @@ def evaluate(
     backend: Annotated[
         str,
         typer.Option(
-            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
+            "--backend",
+            metavar="NAME",
+            help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
         ),
     ] = "auto",
 ) -> None:
@@ -475,7 +479,9 @@ def bench(
     backend: Annotated[
         str,
         typer.Option(
-            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
+            "--backend",
+            metavar="NAME",
+            help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
         ),
     ] = "auto",
 ) -> None:

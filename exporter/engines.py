@@ -10,16 +10,15 @@ from ..bundle import ENCODER, ENGINES, VGG16, EngineRecord
 from ..errors import EngineError, OutputError
 from ..runtime.engines import AbsentError
 from ..runtime.engines.cuda import Device
+from ..runtime.engines.files import digest_of, write_whole
 from ..runtime.engines.tensorrt_build import (
     MODULES,
     Options,
     Progress,
     Target,
     build,
-    digest_of,
     engine_name,
     find_module,
-    write_whole,
 )
 from ..runtime.sampler import VGG_BATCH
 

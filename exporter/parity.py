@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import DecoderSpec, EncoderSpec, Parity, SamplerSpec
+from ..bundle import GRAPH_COSINE, DecoderSpec, EncoderSpec, Parity, SamplerSpec
 from ..errors import CheckpointError
 from ..kernels.preprocess import Normalisation, normalise
 from ..models.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ from .reference_llama import centred, decoder_logits
 # What a precision may cost before an export is stopped: the greatest relative error, the least cosine. Fewer bits have
 # no limit: what they cost is for the one who chose them to judge, and a wrong merge shows in float16.
 RELATIVE_LIMIT = {"fp32": 1e-5}
-COSINE_LIMIT = {"fp32": 0.99999, "fp16": 0.999, "f16": 0.999, "q8_0": 0.99}
+COSINE_LIMIT = {**GRAPH_COSINE, "f16": 0.999, "q8_0": 0.99}
 DATA = "sample clip and noise"
 NOISE_SEED = 0
 REFERENCE_BACKEND = "onnxruntime"  # parity is of the graph: it must not depend on the GPU at hand

@@ -159,8 +159,8 @@ class Pipeline:
     The bundle's hashes must have been checked (`Bundle.load` and `svrt.seal.load` do): llama.cpp may abort the process
     on a damaged file.
     `backend` runs VGG-16 and the encoder; `max_tokens` replaces the recipe's limit on the text. `engine_cache` is the
-    folder that TensorRT engines built here are kept in; without one TensorRT is not tried. `say` is told, a line each,
-    of what takes long, such as building them.
+    folder that TensorRT engines built here and the outcomes of trials are kept in; without one `auto` is ONNX Runtime.
+    `say` is told, a line each, of what takes long, such as building them.
 
     Raises `EngineError` or `DecoderError` where a file cannot be loaded here.
     """
@@ -182,13 +182,15 @@ class Pipeline:
         with ThreadPoolExecutor(max_workers=1) as pool:  # the graphs one after the other: loading one needs it thrice
             decoder = pool.submit(self._load_decoder, max_tokens)
             store = None if engine_cache is None else self._store(engine_cache, say)
-            vgg16, self.encoder = self._load(VGG16, backend, store), self._load(ENCODER, backend, store)
+            # Keyframes are a choice: from features rounded to bfloat16 most clips get others.
+            vgg16 = self._load(VGG16, backend, store, exact=True)
+            self.encoder = self._load(ENCODER, backend, store)
             self.decoder = decoder.result()
         self._stop = threading.Event()  # set while a clip that is read ahead is given up
         self.sampler = Sampler(manifest.sampler, _Leashed(vgg16, self._stop))
         self.backends = {
-            "sampler": f"{vgg16.name} {vgg16.device}",
-            "encoder": f"{self.encoder.name} {self.encoder.device}",
+            "sampler": self._ran(vgg16, VGG16),
+            "encoder": self._ran(self.encoder, ENCODER),
             "decoder": self.decoder.backend,
         }
         spec = manifest.encoder
@@ -199,8 +201,13 @@ class Pipeline:
         digests = {name: record.sha256 for name, record in manifest.files.items()}
         return EngineStore(cache, VGG_BATCH, self.bundle.path, manifest.engines, digests, say)
 
-    def _load(self, name: str, backend: str, store: EngineStore | None) -> Engine:
-        return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision, store)
+    def _load(self, name: str, backend: str, store: EngineStore | None, exact: bool = False) -> Engine:
+        return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision, store, exact=exact)
+
+    def _ran(self, engine: Engine, name: str) -> str:
+        """Backend and device, and the precision where it is not the file's."""
+        same = engine.precision == self.bundle.manifest.files[name].precision
+        return f"{engine.name} {engine.device}" + ("" if same else f" {engine.precision}")
 
     def _load_decoder(self, max_tokens: int | None) -> Decoder:
         manifest = self.bundle.manifest

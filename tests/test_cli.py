@@ -102,7 +102,7 @@ def test_a_damaged_clip_that_still_yields_frames_is_described_with_a_warning(poc
     done = svrt("describe", path, "--bundle", pocket.path, "--json", "--max-tokens", 4)
     assert done.returncode == 0
     assert json.loads(done.stdout)["text"]
-    assert done.stderr.startswith(f"svrt: warning: {path}: damaged")
+    assert f"svrt: warning: {path}: damaged" in done.stderr
 
 
 @pytest.mark.parametrize("file", ["bundle.json", "vgg16.onnx", "encoder.onnx", "decoder.gguf"])
@@ -143,6 +143,7 @@ def test_wrong_names_and_places_are_refused_before_any_work(pocket, clip, tmp_pa
 
 def test_a_full_disk_behind_the_output_is_one_line(pocket, clip):
     command = [sys.executable, "-m", "svrt", "describe", str(clip), "--bundle", str(pocket.path), "--json"]
+    command += ["--backend", "onnxruntime"]  # nothing to try first, and to tell of
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 2

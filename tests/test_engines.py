@@ -20,7 +20,8 @@ from svrt.bundle import sha256_of
 from svrt.errors import EngineError
 from svrt.exporter.engines import Request
 from svrt.runtime.engines import AbsentError, tensorrt_build
-from svrt.runtime.engines.tensorrt_build import Options, Target, build, check_module, digest_of, find_module
+from svrt.runtime.engines.files import digest_of
+from svrt.runtime.engines.tensorrt_build import Options, Target, build, check_module, find_module
 
 needs_rtx = pytest.mark.skipif(
     not any(importlib.util.find_spec(name) for name in tensorrt_build.MODULES["tensorrt-rtx"]),
@@ -277,7 +278,8 @@ def test_a_wheel_that_jetpack_6_cannot_run_is_refused(tmp_path, release, version
 BUILD_ALONE = """
 import json, sys, time
 from pathlib import Path
-from svrt.runtime.engines.tensorrt_build import Options, Target, build, find_module, write_whole
+from svrt.runtime.engines.files import write_whole
+from svrt.runtime.engines.tensorrt_build import Options, Target, build, find_module
 graph = Path(sys.argv[1])
 trt = find_module("tensorrt-rtx")
 started = time.perf_counter()

@@ -1,7 +1,7 @@
 """Engines: one graph each, on whatever runs it on this machine.
 
-A backend is a module of this folder with `load(path, backend, precision, store) -> Engine`. `load` picks one by name,
-or tries them in order.
+A backend is a module of this folder with `load(path, backend, precision, store) -> Engine`. `load` picks one by name;
+or, for "auto", a GPU's if one works, else the fastest on this processor (`trial`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 from ...bundle import EngineRecord
 from ...errors import EngineError
 
-# In the order that "auto" tries them. Each module is imported only when it is wanted.
-BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt", "onnxruntime": ".onnxruntime"}
+# Each module is imported only when it is wanted. "auto" tries the GPU's in this order.
+GPU_BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
+CPU_BACKENDS = {"openvino": ".openvino", "openvino-fp32": ".openvino", "onnxruntime": ".onnxruntime"}
+BACKENDS = {**GPU_BACKENDS, **CPU_BACKENDS}
 AUTO = "auto"
 ANYWHERE = "onnxruntime"
 
@@ -31,7 +33,7 @@ class Engine(Protocol):
     """A loaded graph. Called with named float32 arrays, it returns named float32 arrays."""
 
     name: str  # the backend: "onnxruntime", ...
-    precision: str  # of matrix products: "fp32", "fp16"
+    precision: str  # of matrix products: "fp32", "fp16", "bf16", "int8"
     device: str  # "cpu", "cuda:0", ...
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
@@ -39,13 +41,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineStore:
-    """Where TensorRT engines of a bundle's graphs are found, and where those built on this machine are kept.
+    """Where TensorRT engines of a bundle's graphs are found, and where what was built or found out here is kept.
 
-    `cache` is the folder, made when it is needed, that engines are written to and looked up in; where it cannot be
-    written they are built each time. `max_batch` is the most that a dimension left to the caller will be.
-    `bundle` is the folder of the engines that came with the graphs, `records` what its manifest says of them, by name
-    relative to it: those were checked with the bundle. `digests` holds sha256 in hex, by file name, of graphs and
-    their weights; what it lacks is hashed. `say` is told, a line each, of what takes long or went wrong.
+    `cache` is the folder, made when it is needed, that engines and outcomes of trials are written to and looked up in;
+    where it cannot be written they are built, and tried, each time. `max_batch` is the most that a dimension left to
+    the caller will be. `bundle` is the folder of the engines that came with the graphs, `records` what its manifest
+    says of them, by name relative to it: those were checked with the bundle. `digests` holds sha256 in hex, by file
+    name, of graphs and their weights; what it lacks is hashed. `say` is told, a line each, of what takes long or went
+    wrong.
     """
 
     cache: Path
@@ -62,32 +65,43 @@ def check_backend(backend: str) -> None:
         raise EngineError(f"backend {backend!r} is not known; one of {', '.join([AUTO, *BACKENDS])}")
 
 
-def load(path: Path, backend: str = AUTO, precision: str = "fp32", store: EngineStore | None = None) -> Engine:
-    """Load the graph at `path` with the named backend, or with the first that can.
+def load(
+    path: Path,
+    backend: str = AUTO,
+    precision: str = "fp32",
+    store: EngineStore | None = None,
+    *,
+    exact: bool = False,
+) -> Engine:
+    """Load the graph at `path`, stored in `precision`, with the named backend, or with the best there is.
 
     TensorRT's backends pass an inference before they are taken, and need a `store`: building an engine takes minutes on
-    a small board. Without one `auto` is ONNX Runtime.
+    a small board. So does choosing among a processor's backends. Without one `auto` is ONNX Runtime.
+    With `exact`, `auto` takes none that rounds to bfloat16 on a processor.
 
     Raises `EngineError` where the backend is unknown, not installed, or cannot run the graph here.
     """
     check_backend(backend)
-    if backend == AUTO and store is not None:
-        for name in BACKENDS:
-            try:
-                return _load(path, name, precision, store)
-            except AbsentError:
-                continue
-            except EngineError as exc:
-                if name == ANYWHERE:
-                    raise
-                store.say(f"{exc}; another backend is used")
-    return _load(path, ANYWHERE if backend == AUTO else backend, precision, store)
+    if backend != AUTO or store is None:
+        return load_one(path, ANYWHERE if backend == AUTO else backend, precision, store)
+    for name in GPU_BACKENDS:
+        try:
+            return load_one(path, name, precision, store)
+        except AbsentError:
+            continue
+        except EngineError as exc:
+            store.say(f"{exc}; another backend is used")
+    from .trial import fastest
+
+    return fastest(path, precision, store, exact)
 
 
-def _load(path: Path, backend: str, precision: str, store: EngineStore | None) -> Engine:
+def load_one(path: Path, backend: str, precision: str, store: EngineStore | None) -> Engine:
+    """Load the graph with that backend. Raises `EngineError` as `load` does."""
     try:
         module = import_module(BACKENDS[backend], __package__)
     except ImportError as exc:
-        raise AbsentError(f"{backend} is not installed ({exc}); run: pip install {backend}") from exc
+        package = backend.removesuffix("-fp32")
+        raise AbsentError(f"{backend} is not installed ({exc}); run: pip install {package}") from exc
     engine: Engine = module.load(path, backend, precision, store)
     return engine

@@ -33,6 +33,7 @@ class OnnxRuntimeEngine:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # its exceptions share no base but Exception
             raise EngineError(f"{path}: ONNX Runtime cannot load it: {_first_line(exc)}") from exc
+        self.inputs = {tensor.name: _shape(tensor.shape) for tensor in self._session.get_inputs()}
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once. Raises `EngineError` where an input does not fit."""
@@ -42,6 +43,10 @@ class OnnxRuntimeEngine:
         except Exception as exc:
             raise EngineError(f"{self.path}: ONNX Runtime cannot run it: {_first_line(exc)}") from exc
         return dict(zip(names, values, strict=True))
+
+
+def _shape(shape: list[int | str | None]) -> tuple[int | None, ...]:
+    return tuple(side if isinstance(side, int) else None for side in shape)
 
 
 def _first_line(exc: Exception) -> str:

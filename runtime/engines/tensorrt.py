@@ -7,11 +7,9 @@ TensorRT or of the driver, and are copied between boards by hand.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -23,7 +21,8 @@ import numpy as np
 from ...errors import EngineError
 from . import AbsentError, EngineStore
 from .cuda import Device, DeviceMemory, Graph, PinnedArray, Stream
-from .tensorrt_build import Options, Target, build, digest_of, engine_name, find_module, logger, write_whole
+from .files import digest_of, locked, write_whole
+from .tensorrt_build import Options, Target, build, engine_name, find_module, logger
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ class _Finder:
         found = self._try(self._shipped()) or self._try(self._kept())
         if found is not None:
             return found
-        with self._locked():
+        with locked(self.store, "builds an engine"):
             return self._try(self._kept()) or self._build()  # another process may have been first
 
     def _shipped(self) -> Path | None:
@@ -240,26 +239,6 @@ class _Finder:
         except OSError as exc:
             say(f"{self.cached}: the engine cannot be kept: {exc.strerror}; it will be built again next time")
         return engine
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the cache's lock: of several processes one builds, as two at once may not fit into memory."""
-        folder = self.store.cache
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            yield  # that it cannot be written is told when the engine is built
-            return
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.store.say(f"waiting for another process that builds an engine in {folder}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def _note(engine: Path) -> Path:

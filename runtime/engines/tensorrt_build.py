@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,10 +22,11 @@ from platform import machine
 from threading import Lock
 from typing import Any
 
-from ...bundle import EngineRecord, sha256_of
+from ...bundle import EngineRecord
 from ...errors import EngineError
 from . import AbsentError
 from .cuda import Device
+from .files import write_whole
 
 TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
 MODULES = {TENSORRT: ("tensorrt",), RTX: ("tensorrt_rtx_bindings", "tensorrt_rtx")}  # the latter: NVIDIA's own archive
@@ -84,7 +84,7 @@ class Target:
         return cls(backend, trt.__version__, device.compute_capability, device.name)
 
     def key(self, graph_digest: str, options: Options) -> str:
-        """sha256, in hex, of all that an engine depends on; `graph_digest` is that of `digest_of`."""
+        """sha256, in hex, of all that an engine depends on; `graph_digest` is that of `files.digest_of`."""
         parts = [RECIPE, graph_digest, asdict(self), asdict(options)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -96,17 +96,6 @@ class Target:
 def engine_name(graph: Path, key: str) -> str:
     """File name of the engine of a graph."""
     return f"{graph.stem}-{key[:12]}.engine"
-
-
-def digest_of(graph: Path, known: Mapping[str, str]) -> str:
-    """sha256 over the hashes of a graph and of its weights, `known` ones by file name taken as they are.
-
-    Raises `BundleError` where a file cannot be read.
-    """
-    weights = graph.with_name(f"{graph.name}.data")
-    files = [graph, weights] if weights.name in known or weights.is_file() else [graph]
-    digests = [known.get(file.name) or sha256_of(file) for file in files]
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def find_module(backend: str, root: Path = Path("/")) -> Any:
@@ -279,20 +268,6 @@ class _Timings:
         if self._file is not None and cache is not None:
             with suppress(OSError):  # a full disk costs time later, not this engine
                 write_whole(self._file, memoryview(cache.serialize()))
-
-
-def write_whole(path: Path, data: memoryview | bytes) -> None:
-    """Write a file that is whole or absent, also after a power cut. One writer at a time. Raises `OSError`."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @dataclass

@@ -1,0 +1,63 @@
+"""Files of engines: what a graph's are known by, and how those in the cache are written by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...bundle import sha256_of
+from . import EngineStore
+
+
+def digest_of(graph: Path, known: Mapping[str, str]) -> str:
+    """sha256 over the hashes of a graph and of its weights, `known` ones by file name taken as they are.
+
+    Raises `BundleError` where a file cannot be read.
+    """
+    weights = graph.with_name(f"{graph.name}.data")
+    files = [graph, weights] if weights.name in known or weights.is_file() else [graph]
+    digests = [known.get(file.name) or sha256_of(file) for file in files]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def write_whole(path: Path, data: memoryview | bytes) -> None:
+    """Write a file that is whole or absent, also after a power cut. One writer at a time. Raises `OSError`."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(store: EngineStore, does: str) -> Iterator[None]:
+    """Hold the lock of the store's cache: of several processes one builds, as two at once may not fit into memory.
+
+    `does` says, of whom is waited for, what it does: "builds an engine". A cache that cannot be written has no lock;
+    that is told by who writes to it.
+    """
+    folder = store.cache
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            store.say(f"waiting for another process that {does} in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
