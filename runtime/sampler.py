@@ -22,7 +22,11 @@ ATTEMPTS = 10  # runs of k-means++, of which the most compact wins
 ITERATIONS = 100
 PCA_DIMS = 32  # at most; LDA needs fewer dimensions than frames
 SHRINKAGE = 0.1  # of the within-class scatter towards its mean variance: clusters of 1 to 4 frames say little
-VGG_BATCH = 8  # frames per inference: bounds memory, costs no speed
+VGG_BATCH = 8  # frames per inference, at most: bounds memory, costs no speed
+# A processor is given as many as keep VGG-16's widest maps, one read and one written, 64 channels of float32 each, in
+# this many bytes: more frames than its cache holds are not faster, and take 26 MB each at 224 pixels.
+CACHED = 32 << 20
+PROBE = 8  # pixels between those that tell most images apart
 THUMBNAIL = 320  # pixels, longer side
 
 
@@ -62,11 +66,13 @@ class Candidates:
 
 
 class Sampler:
-    """Picks keyframes with a VGG-16 engine (`images` [N, 3, size, size] to `features` [N, 512])."""
+    """Picks keyframes with a VGG-16 engine (`images` [N, 3, size, size] to `features` [N, 512]), `batch` images at a
+    time; as many as suit the engine's device if not given."""
 
-    def __init__(self, spec: SamplerSpec, vgg16: Engine) -> None:
+    def __init__(self, spec: SamplerSpec, vgg16: Engine, batch: int | None = None) -> None:
         self.spec = spec
         self._vgg16 = vgg16
+        self._batch = batch or (VGG_BATCH if vgg16.device != "cpu" else cached_batch(spec.size))
         self._norm = Normalisation(spec.channels, spec.scale, spec.mean, spec.std)
 
     def pick(self, candidates: Candidates) -> list[int]:
@@ -83,9 +89,40 @@ class Sampler:
         return np.concatenate([_unit_rows(appearance), _unit_rows(motion)], axis=1)
 
     def embed(self, images: list[np.ndarray]) -> np.ndarray:
-        batches = [images[start : start + VGG_BATCH] for start in range(0, len(images), VGG_BATCH)]
-        rows = [self._vgg16({"images": normalise(np.stack(batch), self._norm)})["features"] for batch in batches]
-        return np.concatenate(rows)
+        """VGG-16's features, float32 [N, 512], of BGR images [size, size, 3], uint8 or float32 0 to 255.
+
+        Of equal images the network sees one: a map of no motion, a frame that the camera repeated. An image's features
+        do not depend on those beside it, so nothing is chosen otherwise.
+        """
+        first, same = distinct(images)
+        batches = [first[start : start + self._batch] for start in range(0, len(first), self._batch)]
+        rows = [self._vgg16({"images": self._tensor([images[at] for at in batch])})["features"] for batch in batches]
+        features: np.ndarray = np.concatenate(rows)[same]
+        return features
+
+    def _tensor(self, images: list[np.ndarray]) -> np.ndarray:
+        return normalise(np.stack(images), self._norm)
+
+
+def cached_batch(size: int) -> int:
+    """Frames of `size` x `size` pixels that a processor is given at a time."""
+    return max(1, min(VGG_BATCH, CACHED // (2 * 64 * 4 * size * size)))
+
+
+def distinct(images: list[np.ndarray]) -> tuple[list[int], list[int]]:
+    """Where each different image is first, and for every image which of those it equals, bit for bit."""
+    first: list[int] = []
+    same: list[int] = []
+    alike: dict[bytes, list[int]] = {}  # by every eighth pixel of every eighth row: the whole is seldom compared
+    for at, image in enumerate(images):
+        kin = alike.setdefault(image[::PROBE, ::PROBE].tobytes(), [])
+        found = next((place for place in kin if np.array_equal(images[first[place]], image)), None)
+        if found is None:
+            found = len(first)
+            kin.append(found)
+            first.append(at)
+        same.append(found)
+    return first, same
 
 
 def repeat_evenly(frames: int, count: int) -> list[int]:

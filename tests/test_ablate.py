@@ -58,6 +58,8 @@ class Eye:
 
     name, precision, device = "eye", "fp32", "none"
 
+    device = "cpu"
+
     def __init__(self) -> None:
         self.shown = 0
 

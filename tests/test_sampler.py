@@ -1,14 +1,22 @@
 """Keyframe choice, against scikit-learn."""
 
+import itertools
+
 import numpy as np
 import pytest
+from conftest import moving_ball
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
+from small_graphs import write_one_block
+from svrt.bundle import EncoderSpec, SamplerSpec
+from svrt.kernels.preprocess import Normalisation, normalise
 from svrt.runtime import sampler
+from svrt.runtime.engines import load
+from svrt.runtime.video import Frame
 
 
 def blobs(count, clusters, dims=1024, spread=0.05, seed=0):
@@ -81,3 +89,103 @@ def test_short_clips_repeat_their_frames_evenly(frames):
     uses = [chosen.count(index) for index in range(frames)]
     assert len(chosen) == 16 and chosen == sorted(chosen)
     assert max(uses) - min(uses) <= 1
+
+
+NORM = {"scale": 1.0, "mean": [104.0, 117.0, 124.0], "std": [1.0, 1.0, 1.0]}
+SPEC = SamplerSpec(16, 64, "haar", 2, 32, 0, "bgr", **NORM)
+VIEWS = EncoderSpec(16, 32, "stretch", 32, [8, 2, 2], **NORM)
+
+
+class Eye:
+    """An engine that keeps what it was shown, in front of a real one."""
+
+    def __init__(self, engine):
+        self.engine, self.device, self.shown = engine, engine.device, []
+
+    def __call__(self, inputs):
+        self.shown.append(inputs["images"])
+        return self.engine(inputs)
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory):
+    return load(write_one_block(tmp_path_factory.mktemp("block") / "block.onnx"), "onnxruntime")
+
+
+def reduced(images):
+    candidates = sampler.Candidates(SPEC, VIEWS)
+    for index, image in enumerate(images):
+        candidates.add(Frame(index, index / 30, image))
+    return candidates
+
+
+def plain_features(candidates, engine):
+    """Every picture and every map by itself, whatever it holds."""
+
+    def embed(images):
+        norm = Normalisation(SPEC.channels, SPEC.scale, SPEC.mean, SPEC.std)
+        rows = [engine({"images": normalise(image[None], norm)})["features"] for image in images]
+        rows = np.concatenate(rows)
+        return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
+
+    maps = [np.repeat(m[..., None], 3, axis=2) for m in candidates.motion]
+    return np.concatenate([embed(candidates.appearance), embed(maps)], axis=1)
+
+
+BALL = list(moving_ball(30))
+CLIPS = {
+    "moving": BALL,
+    "each frame twice, as 30 Hz stored at 60": [frame for frame in BALL for _ in range(2)],
+    "stands still, moves, stands still": [BALL[0]] * 12 + BALL + [BALL[-1]] * 12,
+    "back and forth": BALL + BALL[::-1],
+    "still": [BALL[0]] * 20,
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_equal_pictures_are_seen_once_and_the_choice_is_that_of_seeing_each(block, name):
+    candidates, eye = reduced(CLIPS[name]), Eye(block)
+    chooser = sampler.Sampler(SPEC, eye)
+    features, expected = chooser.features(candidates), plain_features(candidates, block)
+    np.testing.assert_array_equal(features, expected)
+    assert chooser.pick(candidates) == sampler.select(expected, SPEC.keyframes, SPEC.seed)
+    shown = [image for batch in eye.shown for image in batch]
+    pictures = {image.tobytes() for image in candidates.appearance}
+    maps = {image.tobytes() for image in candidates.motion}
+    assert len(shown) == 2 * (len(pictures) + len(maps)), "twice: for the features, and for the choice"
+
+
+def test_frames_without_motion_share_one_inference(block):
+    candidates, eye = reduced([BALL[0]] * 20), Eye(block)
+    sampler.Sampler(SPEC, eye).features(candidates)
+    assert [len(batch) for batch in eye.shown] == [1, 1], "one picture, one empty map"
+
+
+@given(kinds=st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_distinct_images_are_told_apart_wherever_they_differ(kinds):
+    places = [(0, 0), (31, 31), (8, 16), (3, 5), (1, 0)]  # on the probe's grid, and off it
+    images = []
+    for kind in kinds:
+        image = np.zeros((32, 32), np.float32)
+        if kind:
+            image[places[kind - 1]] = 1e-3
+        images.append(image)
+    first, same = sampler.distinct(images)
+    assert [kinds[at] for at in first] == list(dict.fromkeys(kinds)), "each kind once, where it first is"
+    assert [kinds[first[place]] for place in same] == kinds
+
+
+def test_a_batch_keeps_the_widest_maps_in_the_cache():
+    batches = {size: sampler.cached_batch(size) for size in (32, 96, 112, 160, 224, 448, 1024)}
+    assert batches == {32: 8, 96: 7, 112: 5, 160: 2, 224: 1, 448: 1, 1024: 1}
+    for size, other in itertools.product((96, 224), (1, 8)):
+        frames = np.zeros((other, size, size, 64), np.float32).nbytes * 2
+        assert (frames <= sampler.CACHED) == (other <= batches[size])
+
+
+def test_a_gpu_is_given_full_batches(block):
+    eye = Eye(block)
+    eye.device = "cuda:0"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    sampler.Sampler(SPEC, eye).embed(list(noise))
+    assert [len(batch) for batch in eye.shown] == [8, 8, 4]
