@@ -74,18 +74,9 @@ def load(path: Path | str, folder: Path | None) -> Bundle:
     bundle = Bundle.load(path, verify=False)
     if folder is None:
         bundle.check_hashes()
-        return bundle
-    note = _place(bundle, folder)
-    seal, records = _read(note), bundle.manifest.files
-    known = {} if seal is None else seal.files
-    now = {name: Stamp.of(bundle.file(name), record.sha256) for name, record in records.items()}
-    doubtful = {name: record for name, record in records.items() if known.get(name) != now[name]}
-    if doubtful:
-        began = time.time()
-        _check(bundle, doubtful)
-        _write(
-            note, bundle, {name: stamp for name, stamp in now.items() if name not in doubtful or stamp.settled(began)}
-        )
+    else:
+        note = _place(bundle, folder)
+        _check_but(_read(note), bundle, note)
     return bundle
 
 
@@ -94,10 +85,27 @@ def verify(path: Path | str, folder: Path | None) -> Bundle:
 
     Raises `BundleError` as `Bundle.load` does.
     """
-    if folder is not None:
-        with suppress(OSError):
-            _place(Bundle.load(path, verify=False), folder).unlink()
-    return load(path, folder)
+    if folder is None:
+        return load(path, None)
+    bundle = Bundle.load(path, verify=False)
+    note = _place(bundle, folder)
+    with suppress(OSError):
+        note.unlink()
+    _check_but(None, bundle, note)  # None: a seal that cannot be taken away is not believed either
+    return bundle
+
+
+def _check_but(seal: Seal | None, bundle: Bundle, note: Path) -> None:
+    """Hash what has changed since `seal`, and keep a new one at `note`; raises as `_check` does."""
+    records, known = bundle.manifest.files, {} if seal is None else seal.files
+    now = {name: Stamp.of(bundle.file(name), record.sha256) for name, record in records.items()}
+    doubtful = {name: record for name, record in records.items() if known.get(name) != now[name]}
+    if doubtful:
+        began = time.time()
+        _check(bundle, doubtful)
+        _write(
+            note, bundle, {name: stamp for name, stamp in now.items() if name not in doubtful or stamp.settled(began)}
+        )
 
 
 def _check(bundle: Bundle, records: dict[str, FileRecord]) -> None:
@@ -143,7 +151,7 @@ def _write(note: Path, bundle: Bundle, stamps: dict[str, Stamp]) -> None:
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(text)
         partial.replace(note)
         _tidy(note.parent)

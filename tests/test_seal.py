@@ -63,6 +63,17 @@ def test_verify_reads_everything_whatever_the_seal_says(toy, folder):
     assert read_by(lambda: seal.load(toy, folder)) < 100_000
 
 
+def test_verify_does_not_believe_a_seal_that_it_cannot_take_away(toy, folder, monkeypatch):
+    """A cache on a read-only disk, or of another user."""
+    seal.load(toy, folder)
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert read_by(lambda: seal.verify(toy, folder)) > 9_000_000
+
+
 def flip(file, keep_times=False):
     """Change one bit in place; `keep_times` sets the time of modification back, as copying tools do."""
     before = file.stat()
