@@ -1,16 +1,17 @@
 """`auto` on a processor: what is tried, taken, remembered and passed over. Backends are stand-ins with known times."""
 
+import errno
 import json
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from svrt.errors import EngineError
 from svrt.runtime import engines
-from svrt.runtime.engines import AbsentError, EngineStore, trial
+from svrt.runtime.engines import AbsentError, EngineStore, files, trial
 
 
 @dataclass
@@ -179,8 +180,10 @@ def test_a_damaged_note_is_replaced(machine, graph, content):
 def test_a_note_of_something_else_under_the_same_name_is_not_believed(machine, graph):
     machine.load(graph)
     (note,) = notes(machine)
-    note.write_text(json.dumps({**json.loads(note.read_text()), "key": "0" * 64, "backend": "onnxruntime"}))
-    assert machine.load(graph).name == "openvino"
+    whole = json.loads(note.read_text())
+    for wrong in ({"key": "0" * 64, "backend": "onnxruntime"}, {"backend": ["onnxruntime"]}):
+        note.write_text(json.dumps({**whole, **wrong}))
+        assert machine.load(graph).name == "openvino"
 
 
 def test_what_was_taken_and_no_longer_loads_is_tried_again(machine, graph):
@@ -212,6 +215,36 @@ def test_every_backend_sees_the_same_noise_of_full_batches(machine, graph):
     assert all(np.array_equal(first, seen) for seen in machine.seen)
     sizes = np.abs(first).max(axis=1)
     assert sizes.max() > 20 and sizes.min() < 4, "of units and of grey levels"
+
+
+def test_a_batch_is_the_one_that_a_processor_will_be_given(machine, graph):
+    machine.load(graph)
+    machine.store = replace(machine.store, cpu_batch=2)
+    machine.load(graph)
+    assert [seen.shape for seen in (machine.seen[0], machine.seen[-1])] == [(4, 6), (2, 6)]
+    assert len(notes(machine)) == 2
+
+
+def test_nothing_is_timed_before_it_is_quiet(machine, graph):
+    runs = []
+    machine.store = replace(machine.store, quiet=lambda: runs.append(dict(machine.runs)))
+    machine.load(graph)
+    assert runs == [{}] and machine.runs
+    machine.load(graph)
+    assert len(runs) == 1, "what is remembered waits for nothing"
+
+
+def test_a_cache_that_cannot_be_locked_is_used_without(machine, graph, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EBADF, "no locks here")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    assert machine.load(graph).name == "openvino" and len(notes(machine)) == 1
+
+
+def test_the_only_backend_that_is_installed_is_used(machine, graph):
+    machine.versions = {"openvino": "1", "openvino-fp32": "1"}
+    assert machine.load(graph, exact=True).name == "openvino-fp32"
 
 
 def test_of_two_processes_one_tries(machine, graph):

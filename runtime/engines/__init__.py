@@ -45,18 +45,21 @@ class EngineStore:
 
     `cache` is the folder, made when it is needed, that engines and outcomes of trials are written to and looked up in;
     where it cannot be written they are built, and tried, each time. `max_batch` is the most that a dimension left to
-    the caller will be. `bundle` is the folder of the engines that came with the graphs, `records` what its manifest
-    says of them, by name relative to it: those were checked with the bundle. `digests` holds sha256 in hex, by file
-    name, of graphs and their weights; what it lacks is hashed. `say` is told, a line each, of what takes long or went
-    wrong.
+    the caller will be, `cpu_batch` the same on a processor. `bundle` is the folder of the engines that came with the
+    graphs, `records` what its manifest says of them, by name relative to it: those were checked with the bundle.
+    `digests` holds sha256 in hex, by file name, of graphs and their weights; what it lacks is hashed. `say` is told, a
+    line each, of what takes long or went wrong. `quiet` returns once nothing else of the caller's runs: what is timed
+    waits for that.
     """
 
     cache: Path
     max_batch: int
+    cpu_batch: int | None = None  # `max_batch`
     bundle: Path | None = None
     records: Mapping[str, EngineRecord] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda _: None
+    quiet: Callable[[], object] = lambda: None
 
 
 def check_backend(backend: str) -> None:

@@ -42,8 +42,8 @@ def write_whole(path: Path, data: memoryview | bytes) -> None:
 def locked(store: EngineStore, does: str) -> Iterator[None]:
     """Hold the lock of the store's cache: of several processes one builds, as two at once may not fit into memory.
 
-    `does` says, of whom is waited for, what it does: "builds an engine". A cache that cannot be written has no lock;
-    that is told by who writes to it.
+    `does` says, of whom is waited for, what it does: "builds an engine". A cache that cannot be written, which is told
+    by who writes to it, or that cannot be locked has no lock.
     """
     folder = store.cache
     try:
@@ -58,6 +58,8 @@ def locked(store: EngineStore, does: str) -> Iterator[None]:
         except BlockingIOError:
             store.say(f"waiting for another process that {does} in {folder}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system, such as some networks', that knows no locks
+            pass
         yield
     finally:
         os.close(lock)

@@ -74,7 +74,7 @@ def fastest(path: Path, precision: str, store: EngineStore, exact: bool = False)
     """
     versions = {name: number for name, number in installed().items() if not (exact and name in ROUNDING)}
     if len(versions) <= 1:
-        return load_one(path, ANYWHERE, precision, store)
+        return load_one(path, next(iter(versions), ANYWHERE), precision, store)
     trial = _Trial(path, precision, store, versions)
     engine = trial.remembered()
     if engine is not None:
@@ -111,8 +111,9 @@ class _Trial:
 
     def __init__(self, path: Path, precision: str, store: EngineStore, versions: Mapping[str, str]) -> None:
         self.path, self.precision, self.store, self.versions = path, precision, store, versions
+        self.batch = store.cpu_batch or store.max_batch
         parts = [
-            *(RECIPE, digest_of(path, store.digests), precision, dict(versions), store.max_batch),
+            *(RECIPE, digest_of(path, store.digests), precision, dict(versions), self.batch),
             *(processor(), usable_processors()),
         ]
         self.key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -122,7 +123,7 @@ class _Trial:
         """The engine that an earlier trial took; None without one, or where that engine no longer loads."""
         try:
             note = json.loads(self.note.read_bytes())
-            key, backend = note["key"], note["backend"]
+            key, backend = note["key"], str(note["backend"])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -139,6 +140,7 @@ class _Trial:
     def decide(self) -> Engine:
         """Try every backend, take the fastest that agrees, and remember that."""
         self.store.say(f"trying which backend runs {self.path.name} fastest here (once)")
+        self.store.quiet()
         outcome = self._outcome()
         self.store.say(f"{self.path.name}: {_verdict(outcome)}")
         try:
@@ -180,7 +182,7 @@ class _Trial:
         return min(times) * 1e3, engine.precision, outputs
 
     def _noise(self, shape: tuple[int | None, ...]) -> np.ndarray:
-        filled = [side or self.store.max_batch for side in shape]
+        filled = [side or self.batch for side in shape]
         noise = np.random.default_rng(SEED).standard_normal(filled, dtype=np.float32)
         for row in range(len(noise)):
             noise[row] *= AMPLITUDES[row % len(AMPLITUDES)]
