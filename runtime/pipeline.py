@@ -19,7 +19,7 @@ from ..errors import BundleError, ClipError, DecoderError, EngineError
 from ..kernels.preprocess import Normalisation, normalise
 from .decoder import Decoder, is_repacked
 from .engines import AUTO, Engine, EngineStore, check_backend, load
-from .sampler import VGG_BATCH, Candidates, Sampler
+from .sampler import VGG_BATCH, Candidates, Sampler, cached_batch
 from .video import Frame, read_candidates
 
 OF_ONE_CLIP = (ClipError, EngineError, DecoderError)  # errors that do not keep other clips from being described
@@ -181,12 +181,15 @@ class Pipeline:
             raise BundleError(f"{bundle.path}: the encoder reads another number of frames than the sampler picks")
         with ThreadPoolExecutor(max_workers=1) as pool:  # the graphs one after the other: loading one needs it thrice
             decoder = pool.submit(self._load_decoder, max_tokens)
-            store = None if engine_cache is None else self._store(engine_cache, say)
+            store = None if engine_cache is None else self._store(engine_cache, say, decoder.exception)
             # Keyframes are a choice: from features rounded to bfloat16 most clips get others.
             vgg16 = self._load(VGG16, backend, store, exact=True)
-            self.encoder = self._load(ENCODER, backend, store)
+            encoder = self._load(ENCODER, backend, store)
             self.decoder = decoder.result()
         self._stop = threading.Event()  # set while a clip that is read ahead is given up
+        self._given_up: ThreadPoolExecutor | None = None  # whose thread still works on it
+        self._encoding = threading.Lock()
+        self.encoder = _Leashed(encoder, self._stop)
         self.sampler = Sampler(manifest.sampler, _Leashed(vgg16, self._stop))
         self.backends = {
             "sampler": self._ran(vgg16, VGG16),
@@ -196,10 +199,18 @@ class Pipeline:
         spec = manifest.encoder
         self._norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
 
-    def _store(self, cache: Path, say: Callable[[str], None]) -> EngineStore:
+    def _store(self, cache: Path, say: Callable[[str], None], quiet: Callable[[], object]) -> EngineStore:
         manifest = self.bundle.manifest
-        digests = {name: record.sha256 for name, record in manifest.files.items()}
-        return EngineStore(cache, VGG_BATCH, self.bundle.path, manifest.engines, digests, say)
+        return EngineStore(
+            cache,
+            VGG_BATCH,
+            cpu_batch=cached_batch(manifest.sampler.size),
+            bundle=self.bundle.path,
+            records=manifest.engines,
+            digests={name: record.sha256 for name, record in manifest.files.items()},
+            say=say,
+            quiet=quiet,
+        )
 
     def _load(self, name: str, backend: str, store: EngineStore | None, exact: bool = False) -> Engine:
         return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision, store, exact=exact)
@@ -227,6 +238,7 @@ class Pipeline:
 
         Raises `ClipError` where the clip cannot be read. The same clip gives the same keyframes and text.
         """
+        self._await_given_up()
         return self._put_in_words(self._encode_clip(clip), on_text)
 
     def describe_all(
@@ -251,15 +263,21 @@ class Pipeline:
     @contextmanager
     def _reader(self) -> Iterator[ThreadPoolExecutor]:
         """One thread that reads ahead; what it still does when the block ends is given up."""
+        self._await_given_up()
         reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="svrt-reader")
         try:
             yield reader
         finally:
             self._stop.set()
-            try:
-                reader.shutdown()
-            finally:
-                self._stop.clear()
+            self._given_up = reader
+            self._await_given_up()
+
+    def _await_given_up(self) -> None:
+        """Wait until nothing that was given up is worked on. A second Ctrl-C leaves that to who describes next."""
+        if self._given_up is not None:
+            self._given_up.shutdown()
+            self._given_up = None
+            self._stop.clear()
 
     def _try_encode(self, clip: Path | str) -> _Encoded | ClipError | EngineError | DecoderError:
         try:
@@ -276,9 +294,9 @@ class Pipeline:
             return exc
 
     def _encode_clip(self, clip: Path | str) -> _Encoded:
-        """Everything of a clip but its text."""
+        """Everything of a clip but its text. A clip that is described while another is read ahead waits for that."""
         watch = _Stopwatch()
-        with watch.stage("total"):
+        with self._encoding, watch.stage("total"):
             candidates, warnings = self._read(clip, watch)
             with watch.stage("sample"):
                 picks = self.sampler.pick(candidates)

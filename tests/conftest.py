@@ -1,6 +1,8 @@
 """Clips that tests write, and the built-in bundle, exported once for all of them."""
 
+import signal
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,18 @@ MATRICES = {  # tkhd display matrices (ISO/IEC 14496-12), clockwise degrees: a, 
     180: (-1, 0, 0, -1),
     270: (0, -1, 1, 0),
 }
+
+
+@contextmanager
+def interruptible():
+    """Children started in here end at SIGINT: a shell that runs the tests behind "&" has it ignored, and they inherit
+    that. Not by `preexec_fn`: it runs Python in a fork of this process, where garbage may be collected, and freeing an
+    engine of OpenVINO's waits for threads that no fork has."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def moving_ball(count, width=160, height=120, seed=0):

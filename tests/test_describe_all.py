@@ -10,7 +10,7 @@ from contextlib import closing
 from itertools import groupby
 
 import pytest
-from conftest import moving_ball, write_video
+from conftest import interruptible, moving_ball, write_video
 from small_system import write_system
 from svrt.benchmarks import overlap
 from svrt.errors import ClipError, DecoderError
@@ -18,6 +18,7 @@ from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
 from svrt.runtime import pipeline as chain
 from svrt.runtime.pipeline import Pipeline
+from svrt.runtime.sampler import cached_batch
 
 LONG_S = 60.0  # no wait in these tests takes this long unless something is broken
 
@@ -152,7 +153,7 @@ def test_what_is_not_a_clips_own_fault_is_raised_in_its_turn(pipeline, clips, mo
     assert not readers()
 
 
-@pytest.mark.parametrize("stage", ["reading", "sampling"])
+@pytest.mark.parametrize("stage", ["reading", "sampling", "encoding"])
 def test_ctrl_c_gives_up_what_is_read_ahead(pipeline, clips, monkeypatch, stage):
     """The reader is held in the middle of its clip until the interrupt came: had it gone on, `done` would say so."""
     interrupted, begun, done = threading.Event(), threading.Event(), []
@@ -166,9 +167,17 @@ def test_ctrl_c_gives_up_what_is_read_ahead(pipeline, clips, monkeypatch, stage)
     add, embed, encode = chain.Candidates.add, chain.Sampler.embed, pipeline.encode
     if stage == "reading":
         monkeypatch.setattr(chain.Candidates, "add", lambda self, frame: (hold(), add(self, frame)))
-    else:
+    elif stage == "sampling":
         monkeypatch.setattr(chain.Sampler, "embed", lambda self, images: (hold(), embed(self, images))[1])
-    monkeypatch.setattr(pipeline, "encode", lambda views: (done.append(threading.current_thread()), encode(views))[1])
+
+    def encode_and_tell(views):
+        if stage == "encoding":
+            hold()
+        tokens = encode(views)
+        done.append(threading.current_thread())
+        return tokens
+
+    monkeypatch.setattr(pipeline, "encode", encode_and_tell)
 
     def interrupt(*_):
         assert begun.wait(LONG_S)
@@ -184,6 +193,72 @@ def test_ctrl_c_gives_up_what_is_read_ahead(pipeline, clips, monkeypatch, stage)
     assert pipeline.describe(clips[0]).clip == str(clips[0])
 
 
+def test_a_second_ctrl_c_does_not_let_what_was_given_up_go_on(pipeline, clips, monkeypatch):
+    """Or the process would end only after a clip that nobody wants. `shutdown` is where the second one arrives."""
+    begun, go, read = threading.Event(), threading.Event(), []
+    add, shutdown = chain.Candidates.add, chain.ThreadPoolExecutor.shutdown
+
+    def held(self, frame):
+        if threading.current_thread() in readers():
+            begun.set()
+            go.wait(LONG_S)
+            read.append(frame.index)
+        add(self, frame)
+
+    def interrupt(*_):
+        assert begun.wait(LONG_S)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain.Candidates, "add", held)
+    monkeypatch.setattr(chain.ThreadPoolExecutor, "shutdown", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(pipeline.describe_all([clips[0], clips[2]], interrupt))
+    monkeypatch.setattr(chain.ThreadPoolExecutor, "shutdown", shutdown)
+    go.set()
+    assert same(pipeline.describe(clips[1]), next(pipeline.describe_all([clips[1]])))
+    assert len(read) <= 1 and not readers()
+
+
+def test_a_clip_described_between_others_does_not_share_the_engines(pipeline, clips, monkeypatch):
+    inside, most = [], []
+    pick = chain.Sampler.pick
+
+    def watched(self, candidates):
+        inside.append(1)
+        time.sleep(0.05)
+        most.append(len(inside))
+        try:
+            return pick(self, candidates)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(chain.Sampler, "pick", watched)
+    for found in pipeline.describe_all(clips):
+        assert same(pipeline.describe(found.clip), found)
+    assert len(most) == 6 and max(most) == 1
+
+
+def test_backends_are_tried_alone_and_with_the_samplers_batch(bundle, monkeypatch, tmp_path):
+    """A decoder that loads beside would be timed with the first of them."""
+    load, load_decoder, loaded, seen = chain.load, Pipeline._load_decoder, [], []
+
+    def slowly(self, limit):
+        time.sleep(0.3)
+        made = load_decoder(self, limit)
+        loaded.append(1)
+        return made
+
+    def told(path, backend, precision, store, *, exact):
+        store.quiet()
+        seen.append((len(loaded), store.cpu_batch))
+        return load(path, "onnxruntime", precision)
+
+    monkeypatch.setattr(Pipeline, "_load_decoder", slowly)
+    monkeypatch.setattr(chain, "load", told)
+    with Pipeline(bundle, engine_cache=tmp_path) as made:
+        assert seen == [(1, cached_batch(made.sampler.spec.size))] * 2
+
+
 def test_an_iterator_left_early_leaves_no_thread(pipeline, clips):
     with closing(pipeline.describe_all(clips)) as found:
         next(found)
@@ -194,21 +269,16 @@ def test_an_iterator_left_early_leaves_no_thread(pipeline, clips):
 def test_the_command_prints_clips_in_order_and_ends_at_ctrl_c(bundle, clips, broken):
     asked = [clips[0], broken, *clips[1:], *clips * 30]
     command = [sys.executable, "-u", "-m", "svrt", "describe", *map(str, asked), "--bundle", str(bundle.path)]
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us behind "&"
-    )
+    with interruptible():
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = [child.stdout.readline() for _ in range(3)]
     child.send_signal(signal.SIGINT)
     rest, errors = child.communicate(timeout=120)
     assert [line.split(": ")[0] for line in lines] == list(map(str, clips))
     assert child.returncode == 130, errors
     assert "Traceback" not in errors and len(rest.splitlines()) < len(asked) - 4
-    said = [line for line in errors.splitlines() if line.startswith("svrt: ")]
-    assert "16 keyframes" in said[0] and str(broken) in said[1] and "16 keyframes" in said[2]
+    said = [line for line in errors.splitlines() if "16 keyframes" in line or str(broken) in line]
+    assert [str(broken) in line for line in said[:3]] == [False, True, False]
 
 
 def test_both_ways_are_measured_on_the_same_texts(pipeline, clips):

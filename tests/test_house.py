@@ -71,3 +71,13 @@ def test_a_file_imports_only_what_its_room_may(path, room, parts):
         "doctor",
     ):
         assert not others & ONLY_EXPORT
+
+
+def test_no_python_runs_in_a_fork():
+    """Freeing an engine in a fork waits for threads that only its parent has, and garbage is collected anywhere."""
+    forks = {"preexec_fn", "fork", "forkpty"}
+    for path in [*(ROOT / "tests").glob("*.py"), *(param.values[0] for param in sources())]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        used = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+        used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        assert not used & forks, path

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import interruptible
 from small_system import write_system
 from svrt.bundle import Bundle
 from svrt.errors import BundleError, OutputError, RecipeError
@@ -222,13 +223,8 @@ def _command(recipe: Path, out: Path) -> list[str]:
 
 
 def _start(recipe: Path, out: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        _command(recipe, out),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us behind "&"
-    )
+    with interruptible():
+        return subprocess.Popen(_command(recipe, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _wait_for(path: Path, child: subprocess.Popen) -> None:
