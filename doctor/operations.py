@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from ctypes import CDLL, byref, c_uint, c_void_p, create_string_buffer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def onnxruntime(provider: str) -> dict[str, Any]:
         raise RuntimeError("listed, but its libraries do not load")
     _check(session.run([OUTPUT], {INPUT: np.array([_X], np.float32)})[0])
     return {"version": onnxruntime.__version__}
+
+
+def openvino() -> dict[str, Any]:
+    """Run the tiny graph on both of OpenVINO's backends, as the runtime loads them."""
+    import numpy as np
+    import openvino  # noqa: F401  ModuleNotFoundError is told from what else keeps it from loading
+
+    from ..runtime.engines import load
+
+    path = Path("tiny.onnx")
+    path.write_bytes(graph_bytes())
+    engines = [load(path, backend) for backend in ("openvino", "openvino-fp32")]
+    for engine in engines:
+        _check(engine({INPUT: np.array([_X], np.float32)})[OUTPUT])
+    return {"version": version("openvino"), "precisions": list(dict.fromkeys(one.precision for one in engines))}
 
 
 def tensorrt(backend: str = "tensorrt") -> dict[str, Any]:
@@ -183,6 +199,7 @@ OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "opencv": opencv,
     "providers": providers,
     "onnxruntime": onnxruntime,
+    "openvino": openvino,
     "tensorrt": tensorrt,
     "tensorrt-rtx": lambda: tensorrt("tensorrt-rtx"),
     "llama": llama,
