@@ -12,6 +12,7 @@ import codecs
 import ctypes
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -79,10 +80,16 @@ class _Log:
 _log = _Log()
 _log_callback: Any = None  # llama.cpp keeps the pointer for the life of the process
 _alone: ModuleType | None = None
+_loading = threading.Lock()
 
 
 def _library() -> ModuleType:
     """llama.cpp's bindings, silenced. Raises `DecoderError` where they are not installed or do not load."""
+    with _loading:  # the environment and `sys.modules` are changed for a while
+        return _load_library()
+
+
+def _load_library() -> ModuleType:
     global _log_callback
     chosen = any(name in os.environ for name in _SPIN_VARIABLES)
     if not chosen:

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from small_llama import llama_logits, llama_tokens, make_llama
 from svrt.errors import DecoderError
 from svrt.exporter.decoder import write_merged_gguf
 from svrt.exporter.source import packaged_file
+from svrt.runtime import decoder as decoding
 from svrt.runtime.decoder import Decoder, _highest
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
@@ -451,3 +454,22 @@ def test_confidence_is_the_softmax_over_the_answers_alone(model: Path, embedding
 def test_answers_that_cannot_be_told_apart_are_refused(model: Path) -> None:
     with pytest.raises(DecoderError, match="The guard, The centre begin with the same token"):
         new(model, answers=["The guard", "The centre"])
+
+
+def test_two_threads_that_load_the_library_do_so_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each puts a variable into the environment, and a package into `sys.modules`, and takes it away again."""
+    bindings, inside, most = decoding._bindings, [], []
+
+    def watched() -> Any:
+        inside.append(1)
+        time.sleep(0.05)
+        most.append(len(inside))
+        inside.pop()
+        return bindings()
+
+    monkeypatch.setattr(decoding, "_bindings", watched)
+    for name in decoding._SPIN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with ThreadPoolExecutor(2) as pool:
+        assert len({id(made.result()) for made in [pool.submit(decoding._library) for _ in range(2)]}) == 1
+    assert most == [1, 1]
