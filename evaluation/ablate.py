@@ -40,7 +40,7 @@ def ablate(
         # What shows somebody's footage, or quotes labels of it, is not to be committed by accident.
         (out / ".gitignore").write_text(f"/.gitignore\n/{NAME}\n/{FOOTAGE}/\n", encoding="utf-8")
         with Journal(out, bundle.sha256) as journal, Pipeline(bundle) as pipeline:
-            table = tabulate(run(pipeline, footage, journal, say))
+            table = tabulate(run(pipeline, footage, journal, say), pipeline.backends)
             (out / "results.json").write_text(to_json(bundle, table), encoding="utf-8")
             (out / "results.md").write_text(to_markdown(bundle, table), encoding="utf-8")
             write_plots(table, pipeline.sampler.spec, out)

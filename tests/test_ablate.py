@@ -56,9 +56,7 @@ class Chosen:
 class Eye:
     """In place of VGG-16: the means of 8 x 8 blocks of each channel, and how many pictures it was shown."""
 
-    name, precision, device = "eye", "fp32", "none"
-
-    device = "cpu"
+    name, precision, device = "eye", "fp32", "cpu"
 
     def __init__(self) -> None:
         self.shown = 0
@@ -306,7 +304,7 @@ def test_outcomes_are_counted_and_paired_with_the_papers_sampler() -> None:
     said = {"one": "Made shot", "two": "Missed shot", "three": "no idea", "four": "No hoop in view."}
     paper = [result(clip, text) for clip, text in said.items()]
     other = [result(clip, "Made", variant="uniform") for clip in said]
-    table = tabulate([*paper, *other]).groups["real"]
+    table = tabulate([*paper, *other], {}).groups["real"]
     ours, theirs = table[PAPER_SAMPLER].sentences, table["uniform"].sentences
     assert ours is not None and theirs is not None
     assert (ours.outcome.hits, theirs.outcome.hits) == (1, 4)
@@ -317,7 +315,7 @@ def test_outcomes_are_counted_and_paired_with_the_papers_sampler() -> None:
 
 
 def test_footage_that_is_not_described_has_recall_alone() -> None:
-    table = tabulate([result("one", text=None, events=[Event("net", 2)], frames=6)])
+    table = tabulate([result("one", text=None, events=[Event("net", 2)], frames=6)], {})
     row = table.groups["real"][PAPER_SAMPLER]
     assert row.sentences is None and row.recall is not None
     assert (row.recall.events.hits, row.recall.same_frame.hits, row.coverage) == (1, 0, 0.5)
@@ -330,12 +328,12 @@ def test_ground_truth_validation_is_scored_per_variant_or_missing_with_the_reaso
         without.setitem(sys.modules, "rouge_score.rouge_scorer", None)
         without.delitem(sys.modules, "svrt.evaluation.truth", raising=False)
         without.delattr("svrt.evaluation.truth", raising=False)
-        table = tabulate(results)
+        table = tabulate(results, {})
         assert "svrt[eval]" in table.missing["all terms"]
         sentences = table.groups["real"]["uniform"].sentences
         assert sentences is not None and sentences.truth is None
     truth = pytest.importorskip("svrt.evaluation.truth")
-    table = tabulate(results)
+    table = tabulate(results, {})
     same, other = (table.groups["real"][name].sentences for name in ("uniform", PAPER_SAMPLER))
     assert same is not None and other is not None and same.truth is not None and other.truth is not None
     assert same.truth.terms["rouge_l"].mean == 1.0 > other.truth.terms["rouge_l"].mean
@@ -357,9 +355,9 @@ def test_the_papers_sampler_loses_where_the_whole_interval_of_the_difference_is_
             shown = [1, 1] if name == PAPER_SAMPLER and clip % 2 else chosen
             shown = [1, 1] if name == "alike" and clip % 2 else shown
             results.append(result(str(clip), variant=name, events=net, keyframes=shown))
-    found = compare(measured(tabulate(results)), GAINS["event recall"])
+    found = compare(measured(tabulate(results, {})), GAINS["event recall"])
     assert found == {"loses to": ["better"], "beats": ["worse"]}, "one is alike, and another K is not compared"
-    no_events = tabulate([result("one"), result("one", variant="uniform")])
+    no_events = tabulate([result("one"), result("one", variant="uniform")], {})
     assert compare(measured(no_events), GAINS["event recall"]) is None
 
 
@@ -424,6 +422,7 @@ def test_the_command_reports_and_goes_on_where_it_stopped(bundle, rim, command, 
     assert tried == [REAL], "two rendered clips were kept"
     assert "3/3 real: val/a.mp4" in progress
     assert text == (out / "results.md").read_text()
+    assert "Run by sampler: onnxruntime cpu, encoder: onnxruntime cpu, decoder: llama.cpp CPU." in text
     assert "| dwt-vgg16-lda |" in text and "## rendered, 2 s: 1 clips" in text
 
     monkeypatch.setattr(trial, "try_variants", never)
@@ -432,6 +431,7 @@ def test_the_command_reports_and_goes_on_where_it_stopped(bundle, rim, command, 
     again, _ = command(*arguments, "--json")
     assert sheet.stat().st_mtime_ns == written, "a sheet that is there stays"
     groups = json.loads(again)["groups"]
+    assert json.loads(again)["backends"]["sampler"] == "onnxruntime cpu"
     assert list(groups) == ["rendered, 2 s", "rendered, 1 to 2 s", "real"]
     assert groups["real"]["uniform"]["recall"] is None
     assert groups["rendered, 1 to 2 s"]["uniform"]["sentences"] is None

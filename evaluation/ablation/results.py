@@ -68,15 +68,16 @@ class Measured:
 @dataclass(frozen=True)
 class Table:
     """Measures by group of clips, then by variant. `missing` says why a term of Ground Truth Validation is not there,
-    `settings` how the others are computed.
+    `settings` how the others are computed, `backends` what ran the bundle's parts.
     """
 
     groups: dict[str, dict[str, Measured]]
     missing: dict[str, str]
     settings: dict[str, str]
+    backends: dict[str, str]
 
 
-def tabulate(results: Sequence[Result]) -> Table:
+def tabulate(results: Sequence[Result], backends: dict[str, str]) -> Table:
     """Score every variant on every group."""
     described = [result for result in results if result.text is not None]
     terms, missing, settings = ground_truth(described)
@@ -91,7 +92,7 @@ def tabulate(results: Sequence[Result]) -> Table:
             name: measure(row, rows[PAPER_SAMPLER], *(_of(scores, each) for each in (row, rows[PAPER_SAMPLER])))
             for name, row in rows.items()
         }
-    return Table(groups, missing, settings)
+    return Table(groups, missing, settings, backends)
 
 
 def ground_truth(results: Sequence[Result]) -> tuple[Terms, dict[str, str], dict[str, str]]:

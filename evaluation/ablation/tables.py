@@ -30,6 +30,7 @@ def to_markdown(bundle: Bundle, table: Table) -> str:
         "# Ablations of the sampler: what came out",
         "",
         f"Bundle `{bundle.manifest.name}`, manifest sha256 `{bundle.sha256[:12]}`. Brackets are 95 % intervals.",
+        f"Run by {', '.join(f'{part}: {backend}' for part, backend in table.backends.items())}.",
         "[What is measured, and how](../ablations.md).",
         *_losses(table),
     ]

@@ -81,8 +81,12 @@ def answers(describer: Describer, clips: Sequence[StoredClip]) -> list[Answer]:
 
 
 def bundle_answers(bundle: Path, clips: Mapping[Path, Shot | None]) -> list[Answer]:
-    """Describe video files as a user would: the runtime, an exported and quantized bundle."""
+    """Describe video files by the runtime, with an exported and quantized bundle, and print what runs its parts.
+
+    Backends are not tried (no cache to remember it in), so that two machines run the same.
+    """
     with Pipeline(Bundle.load(bundle)) as pipeline:
+        print(f"\n{bundle}: {', '.join(f'{part}: {backend}' for part, backend in pipeline.backends.items())}")
         found = {path: pipeline.describe(path) for path in clips}
     return [Answer(path.name, clips[path], said.text, said.confidence) for path, said in found.items()]
 
