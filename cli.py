@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +33,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
+    ),
+]
 
 
 def _say(text: str) -> None:
@@ -167,14 +176,7 @@ def describe(
         Path | None,
         typer.Option("--keyframes", metavar="OUT.png", help="Draw the keyframes with their times; one clip only."),
     ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend",
-            metavar="NAME",
-            help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
-        ),
-    ] = "auto",
+    backend: _Backend = "auto",
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -248,8 +250,10 @@ class _Printer:
 
     def finish(self, clip: Path, found: Description | SvrtError) -> bool:
         """Print what is left to say of a clip; whether it could be described."""
-        opening, self.begun = self._opening(clip), False
+        opening, begun, self.begun = self._opening(clip), self.begun, False
         if isinstance(found, SvrtError):
+            if begun:
+                print(flush=True)  # a text that broke off must not lead the next
             _say_error(clip, found)
             return False
         if self.as_json:
@@ -301,14 +305,7 @@ def evaluate(
         typer.Option("--out", metavar="DIR", help="Folder for texts and reports; TABLE-eval here if not given."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend",
-            metavar="NAME",
-            help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
-        ),
-    ] = "auto",
+    backend: _Backend = "auto",
 ) -> None:
     """Describe the clips of a table, and score the texts against its references and labels."""
     try:
@@ -476,21 +473,14 @@ def bench(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report; NAME-bench if not given.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all samples and figures as one JSON object.")] = False,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend",
-            metavar="NAME",
-            help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
-        ),
-    ] = "auto",
+    backend: _Backend = "auto",
 ) -> None:
     """Measure time, memory and energy of `describe` on this machine, and write HTML, JSON and Markdown."""
     if context.invoked_subcommand is not None:
         return
     from .benchmarks.bench import EXIT, RUNS, SAMPLE, BenchDisplay, check_writable, show, to_json, write
-    from .benchmarks.growth import with_growth
-    from .benchmarks.harness import Job, describe_clip, measure
+    from .benchmarks.growth import curves_in
+    from .benchmarks.harness import Job, describe_clip, make_ready, measure
     from .benchmarks.verdict import parse_limits, verdict
     from .runtime.engines import check_backend
 
@@ -502,8 +492,11 @@ def bench(
     place = Path(f"{opened.manifest.name}-bench") if out is None else out
     check_writable(place)
     count = runs or (5 if minutes else RUNS)
+    curves = curves_in(place, opened.sha256)  # refused before anything is measured
+    make_ready(opened, backend)
     with BenchDisplay() as display:
-        found = with_growth(measure(Job(opened, chosen, count, minutes, backend, asked), display.report), place)
+        found = measure(Job(opened, chosen, count, minutes, backend, asked), display.report)
+    found = replace(found, growth=curves)
     write(found, place)
     if as_json:
         print(json.dumps(to_json(found)))
@@ -524,12 +517,7 @@ def bench_growth(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report; NAME-bench if not given.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all samples and figures as one JSON object.")] = False,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend", metavar="NAME", help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime."
-        ),
-    ] = "auto",
+    backend: _Backend = "auto",
 ) -> None:
     """Measure time and memory against length, resolution and frame rate of a clip, and the number of clips."""
     from .benchmarks import growth_report as report

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..bundle import Bundle
 from ..errors import OutputError, SvrtError
 from ..records import from_json
 from .environment import environment
-from .harness import Job, measure
+from .harness import Job, make_ready, measure
 from .samples import STAGES, Curve, Report
 
 SCHEMA = 1
@@ -140,6 +140,8 @@ def grow(
         for sample in log.read():
             if (sample.bundle, sample.backend) == (bundle.sha256, backend):
                 found[sample.point] = sample
+        if any(point not in found for point in points):
+            make_ready(bundle, backend)
         for index, point in enumerate(points):
             if point not in found:
                 wanted = [one for one in points if one.axis == CLIPS] if point.axis == CLIPS else [point]
@@ -294,10 +296,8 @@ def read_growth(path: Path) -> Growth:
         raise SvrtError(f"{path}: {exc}; measure again with svrt bench growth") from None
 
 
-def with_growth(report: Report, folder: Path) -> Report:
-    """A benchmark with the curves that lie in its folder, where they are of the same bundle."""
+def curves_in(folder: Path, bundle_sha256: str) -> list[Curve]:
+    """The curves that lie in the folder of a benchmark, where they are of the same bundle. Raises as `read_growth`."""
     path = folder / JSON
-    if not path.exists():
-        return report
-    found = read_growth(path)
-    return replace(report, growth=found.curves()) if found.bundle_sha256 == report.bundle_sha256 else report
+    found = read_growth(path) if path.exists() else None
+    return [] if found is None or found.bundle_sha256 != bundle_sha256 else found.curves()

@@ -111,6 +111,19 @@ def measure(job: Job, say: Say = lambda *_: None, meter: Meter | None = None) ->
     )
 
 
+def make_ready(bundle: Bundle, backend: str) -> None:
+    """Load a bundle once in a process that is not measured: the first use of all tries backends or builds engines,
+    and holds more memory than any later one. Raises `SvrtError` as `measure` does.
+    """
+    task = Task(str(bundle.path.absolute()), [], backend, first=0, rounds=0, until=0.0)
+    with tempfile.TemporaryFile("w+", errors="replace") as complaints, _child(task, complaints) as child:
+        for event in _events(child):
+            if event.pop("event") == "error":
+                raise _as_raised(event)
+        if child.wait():
+            raise _died(child.returncode, complaints)
+
+
 def describe_clip(path: Path) -> Clip:
     """What a clip is, without decoding it. Raises `ClipError` where it is no readable file."""
     check_file(path)

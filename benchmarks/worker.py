@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Task:
     """What one process does: describe `clips[first]` cold, then all clips in turn, beginning with it, until each had
-    `rounds` runs and the monotonic clock is past `until`."""
+    `rounds` runs and the monotonic clock is past `until`. Without clips it loads the bundle, and no more."""
 
     bundle: str
     clips: list[str]
@@ -46,6 +46,8 @@ def perform(task: Task, say: TextIO) -> None:
     with Pipeline(bundle, task.backend, engine_cache=cache_folder() / "engines") as pipeline:
         ready = {"imported": imported, "loaded": time.monotonic(), "backends": pipeline.backends}
         _write(say, "ready", **ready, versions=versions())
+        if not task.clips:
+            return
         order = [(task.first + step) % len(task.clips) for step in range(len(task.clips))]
         _write(say, "run", cold=True, **describe(pipeline, task.clips, task.first))
         done = 0

@@ -15,7 +15,7 @@ import pytest
 from conftest import moving_ball, write_video
 from small_report import MS, small_report
 from small_system import write_system
-from svrt.benchmarks import bench, memory, worker
+from svrt.benchmarks import bench, harness, memory, worker
 from svrt.benchmarks.compare import compare
 from svrt.benchmarks.energy import Meter
 from svrt.benchmarks.environment import environment, l4t
@@ -28,7 +28,7 @@ from svrt.benchmarks.samples import SCHEMA, STAGES, Curve, Power, read_report
 from svrt.benchmarks.statistics import STATISTICS, interval, median, percentile, ratio, stats
 from svrt.benchmarks.verdict import parse_limits, verdict
 from svrt.benchmarks.worker import Task
-from svrt.errors import ClipError, OutputError, SvrtError
+from svrt.errors import BundleError, ClipError, OutputError, SvrtError
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
 from svrt.runtime.pipeline import BundleName, Description, Timings, TokenCounts
@@ -150,6 +150,35 @@ def test_a_process_goes_on_until_its_rounds_are_done_and_its_time_is_over(monkey
     assert all(set(e["stages_ms"]) == set(STAGES) and e["first_token_ms"] >= 10 for e in runs)
     timed = events(0, 0.3)
     assert timed[-2]["stop"] - timed[1]["start"] >= 0.25 and len(timed) > 8
+
+
+def test_what_only_the_first_use_does_is_done_before_anything_is_measured(monkeypatch):
+    loaded = []
+
+    class Pipeline:
+        backends: ClassVar = {}
+
+        def __init__(self, *arguments, **_):
+            loaded.append(arguments[1])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("svrt.runtime.pipeline.Pipeline", Pipeline)
+    monkeypatch.setattr("svrt.seal.load", lambda *_: None)
+    said = io.StringIO()
+    worker.perform(Task("b", [], "auto", 0, 0, 0.0), said)
+    assert loaded == ["auto"] and [json.loads(line)["event"] for line in said.getvalue().splitlines()] == ["ready"]
+
+
+def test_a_bundle_that_does_not_load_is_told_before_anything_is_measured(bundle, tmp_path):
+    harness.make_ready(bundle, "auto")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(BundleError, match="not a bundle"):
+        harness.make_ready(replace(bundle, path=tmp_path / "b"), "auto")
 
 
 def test_what_a_process_cannot_read_is_said_as_describe_says_it(bundle, tmp_path):

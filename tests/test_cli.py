@@ -11,9 +11,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import moving_ball, write_video
+from svrt import cli
 from svrt.bundle import Bundle
+from svrt.errors import DecoderError
 from svrt.exporter.parity import sample_clip
+from svrt.runtime.engines import BACKENDS
 from test_video import BAD_CLIPS, bad_clip
+from typer.testing import CliRunner
 
 KEYS = {"clip", "text", "confidence", "keyframes", "timings_ms", "tokens", "bundle", "backends"}
 STAGES = ("decode", "sample", "encode", "prefill", "generate")
@@ -250,3 +254,18 @@ def test_large_frames_do_not_pile_up(pocket, tmp_path):
     """4K frames: 64 of them in BGR would be 1.6 GB."""
     path = write_video(tmp_path / "4k.mp4", (np.full((2160, 3840, 3), i, np.uint8) for i in range(64)))
     assert peak_memory("describe", path, "--bundle", pocket.path, "--json", "--max-tokens", 4) < 1.2e9
+
+
+@pytest.mark.parametrize("command", [["describe"], ["eval"], ["bench"], ["bench", "growth"]])
+def test_help_names_every_backend(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    said = CliRunner().invoke(cli.app, [*command, "--help"]).stdout
+    assert f"auto, {', '.join(BACKENDS)}." in said
+
+
+def test_a_text_that_breaks_off_does_not_lead_the_next(capsys):
+    printer = cli._Printer(None, as_json=False, named=True)
+    printer.show(Path("a.mp4"), "Mad")
+    assert not printer.finish(Path("a.mp4"), DecoderError("llama.cpp failed"))
+    printer.show(Path("b.mp4"), "Missed")
+    assert capsys.readouterr().out == "a.mp4: Mad\nb.mp4: Missed"

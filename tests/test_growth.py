@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from small_system import write_system
-from svrt.benchmarks import growth, growth_report
+from svrt.benchmarks import growth, growth_report, harness
 from svrt.benchmarks.exponent import exponent
 from svrt.benchmarks.growth import CLIPS, LENGTH, RATE, RESOLUTION, Growth, Point, Sample, Sizes, grow, write_clip
 from svrt.benchmarks.growth_report import findings, markdown, page, result
@@ -17,7 +17,7 @@ from svrt.cli import app
 from svrt.errors import OutputError, SvrtError
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
-from test_bench import Page, small_report
+from test_bench import Page
 from typer.testing import CliRunner
 
 X = [2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0]
@@ -107,8 +107,23 @@ def test_every_point_is_measured_once_though_it_was_interrupted(measured, bundle
     assert [one.point for one in found.samples] == SMALL.points()
     assert len((folder / growth.LOG).read_text().splitlines()) == len(SMALL.points())
     monkeypatch.setattr(growth, "measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(growth, "make_ready", lambda *_: pytest.fail("loaded for nothing"))
     assert grow(bundle, folder, "onnxruntime", SMALL).samples == found.samples
     assert sorted(path.name for path in folder.iterdir()) == [growth.LOG]  # no clip is left
+
+
+def test_what_only_the_first_use_does_is_no_part_of_the_first_point(bundle, tmp_path, monkeypatch):
+    done = []
+
+    def measure(*_, **__):
+        done.append("measured")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(growth, "make_ready", lambda *_: done.append("ready"))
+    monkeypatch.setattr(growth, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        growth.grow(bundle, tmp_path)
+    assert done == ["ready", "measured"]
 
 
 def test_figures_are_those_of_real_runs(measured):
@@ -127,10 +142,8 @@ def test_what_is_written_reads_back_and_joins_the_benchmark_of_the_same_bundle(m
     found, _, _ = measured
     growth_report.write(found, tmp_path)
     assert growth.read_growth(tmp_path / growth.JSON) == found
-    joined = growth.with_growth(small_report(bundle_sha256=found.bundle_sha256), tmp_path)
-    assert joined.growth == found.curves()
-    assert growth.with_growth(small_report(), tmp_path).growth == []
-    assert growth.with_growth(small_report(), tmp_path / "empty").growth == []
+    assert growth.curves_in(tmp_path, found.bundle_sha256) == found.curves()
+    assert growth.curves_in(tmp_path, "another") == growth.curves_in(tmp_path / "empty", found.bundle_sha256) == []
     values = json.loads((tmp_path / growth.JSON).read_text())
     (tmp_path / growth.JSON).write_text(json.dumps(values | {"samples": 3}))
     with pytest.raises(SvrtError, match="measure again"):
@@ -188,6 +201,7 @@ def test_the_command_writes_its_report_and_exits_by_the_verdict(measured, bundle
     points = SMALL.points()
     monkeypatch.setattr(Sizes, "points", lambda _: points)
     monkeypatch.setattr(growth, "measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(growth, "make_ready", lambda *_: pytest.fail("loaded for nothing"))
     command = ["bench", "growth", "--bundle", str(bundle.path), "--out", str(folder), "--backend", "onnxruntime"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 3, done.output  # of so few points nothing can be told
@@ -195,3 +209,11 @@ def test_the_command_writes_its_report_and_exits_by_the_verdict(measured, bundle
     assert {path.name for path in folder.iterdir()} == {"growth.jsonl", "growth.json", "growth.html", "growth.md"}
     printed = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(printed.stdout)["figures"]["verdict"] == INCONCLUSIVE
+
+
+def test_curves_that_cannot_be_read_are_refused_before_a_benchmark_and_not_after(bundle, tmp_path, monkeypatch):
+    (tmp_path / growth.JSON).write_text("{")
+    monkeypatch.setattr(harness, "make_ready", lambda *_: pytest.fail("something was run"))
+    command = ["bench", "--bundle", str(bundle.path), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, SvrtError) and "growth.json" in str(done.exception)
