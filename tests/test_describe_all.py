@@ -225,7 +225,9 @@ def test_a_clip_described_between_others_does_not_share_the_engines(pipeline, cl
 
     def watched(self, candidates):
         inside.append(1)
-        time.sleep(0.05)
+        late = time.monotonic() + 1.0
+        while threading.current_thread() in readers() and len(inside) < 2 and time.monotonic() < late:
+            time.sleep(0.01)  # long enough for the other to come, if it can
         most.append(len(inside))
         try:
             return pick(self, candidates)
@@ -233,9 +235,9 @@ def test_a_clip_described_between_others_does_not_share_the_engines(pipeline, cl
             inside.pop()
 
     monkeypatch.setattr(chain.Sampler, "pick", watched)
-    for found in pipeline.describe_all(clips):
+    for found in pipeline.describe_all(clips[:2]):
         assert same(pipeline.describe(found.clip), found)
-    assert len(most) == 6 and max(most) == 1
+    assert len(most) == 4 and max(most) == 1
 
 
 def test_backends_are_tried_alone_and_with_the_samplers_batch(bundle, monkeypatch, tmp_path):
