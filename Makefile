@@ -22,7 +22,7 @@ NVCC := $(shell sed -n 's/^nvcc = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 SAMPLES := models/pocket/sample
 SEEN := build/demo
 
-.PHONY: help demo test test-full bench lint clean
+.PHONY: help demo test test-full bench bench-peers lint clean
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -42,6 +42,10 @@ test-full: $(VENV)/.test ## all tests, full-size networks too
 
 bench: $(VENV)/.demo ## time, memory and energy per stage on this machine
 	$(BIN)/svrt bench --out build/bench
+
+bench-peers: $(VENV)/.test ## against PyTorch, ONNX Runtime, OpenVINO and llama-cpp-python (BUNDLE=DIR CLIP=FILE RUNS=N)
+	@mkdir -p build
+	$(BIN)/python -m svrt.benchmarks.peers --json build/peers.json $(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(CLIP),--clip "$(CLIP)") $(if $(RUNS),--runs $(RUNS))
 
 lint: $(VENV)/.test ## ruff and mypy
 	@$(PIP) install --quiet --constraint constraints.txt 'svrt[lint]'
