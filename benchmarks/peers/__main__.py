@@ -28,7 +28,7 @@ from ..environment import environment
 from ..harness import describe_clip
 from ..statistics import Ratio
 from .contestants import DECODE, DESCRIBE, PEERS, STAGES, TIMED, Peer, Task
-from .duel import Duel, PeerError, fight, prepare
+from .duel import FAILED, Duel, PeerError, fight, prepare
 from .prepare import STOCK, vocabulary
 from .table import compared, table
 
@@ -51,7 +51,7 @@ class Ring:
         prepare(self._task, "inputs")
 
     def duel(self, peer: Peer, stage: str, runs: int) -> Duel:
-        """Hold one peer against ours at one stage. Raises `SvrtError` where ours cannot do it."""
+        """Hold one peer against ours at one stage."""
         task = Task(peer.name, stage, self._task.bundle, self._task.clip, self._task.folder)
         try:
             self._prepare(peer, stage)
@@ -78,6 +78,8 @@ class Ring:
                 self._ready[what] = None
             except PeerError as exc:
                 self._ready[what] = exc
+            except SvrtError as exc:  # as where the disk is too small: other peers go on
+                self._ready[what] = PeerError(FAILED, str(exc))
         failure = self._ready[what]
         if failure is not None:
             raise failure

@@ -84,8 +84,8 @@ class PeerError(Exception):
 class Child:
     """A contestant's process, loaded."""
 
-    def __init__(self, process: subprocess.Popen[str], complaints: IO[str]) -> None:
-        self.process, self._complaints = process, complaints
+    def __init__(self, peer: str, process: subprocess.Popen[str], complaints: IO[str]) -> None:
+        self._peer, self.process, self._complaints = peer, process, complaints
 
     def expect(self, event: str) -> dict[str, Any]:
         """Wait for its next event. Raises `PeerError` where it says, or shows by dying, that it cannot go on, and
@@ -125,7 +125,7 @@ class Child:
         status = self.process.wait()
         self._complaints.seek(0)
         lines = [line.strip() for line in self._complaints if line.strip()]
-        how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        how = f"{self._peer} was killed by signal {-status}" if status < 0 else f"{self._peer} ended with {status}"
         return f"{how}: {lines[-1]}" if lines else how
 
 
@@ -146,7 +146,7 @@ def child(task: Task, outputs: Path) -> Iterator[Child]:
             start_new_session=True,
         )
         try:
-            yield Child(process, complaints)
+            yield Child(task.peer, process, complaints)
         finally:
             _kill(process)
 
@@ -170,7 +170,7 @@ def prepare(task: Task, what: str) -> None:
 def fight(task: Task, runs: int, text: Callable[[list[int]], str]) -> Duel:
     """Hold the contestant of `task` against ours, `runs` runs each; `text` turns token ids into words.
 
-    Raises `SvrtError` where ours cannot do it.
+    Where either cannot do it, as where memory is too small for both, the duel says so: others go on.
     """
     mine = replace(task, peer=OURS)
     places = [task.prepared / "ours.npz", task.prepared / "theirs.npz"]
@@ -183,11 +183,11 @@ def fight(task: Task, runs: int, text: Callable[[list[int]], str]) -> Duel:
                     for name, ms in side.run().items():
                         found.setdefault(name, []).append(ms)
             peaks = [ours.end(), theirs.end()]
-    except PeerError as exc:
-        return Duel(task.stage, task.peer, exc.state, str(exc))
+    except (PeerError, SvrtError) as exc:
+        return Duel(task.stage, task.peer, getattr(exc, "state", FAILED), str(exc))
     sides = [Side(**said, peak_mib=peak, samples=found) for said, peak, found in zip(told, peaks, samples, strict=True)]
-    agreement = agree(*(read_outputs(place) for place in places), text)
-    return Duel(task.stage, task.peer, MEASURED, "", *sides, agreement)
+    agreement = agree(read_outputs(places[0]), read_outputs(places[1]), text)
+    return Duel(task.stage, task.peer, MEASURED, "", sides[0], sides[1], agreement)
 
 
 def read_outputs(place: Path) -> Outputs:

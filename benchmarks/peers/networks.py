@@ -73,13 +73,14 @@ def load_encoder(folder: Path, spec: EncoderSpec, dtype: torch.dtype) -> VideoEn
 
 def load_decoder(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
     """From what `weights.write_decoder` wrote, a GGUF's own rotary factors put in."""
-    model = LlamaForCausalLM.from_pretrained(folder / DECODER_FOLDER, dtype=dtype).eval()
+    model = LlamaForCausalLM.from_pretrained(folder / DECODER_FOLDER, dtype=dtype)
+    model.train(False)
     if (folder / DECODER_FOLDER / ROPE_FILE).exists():
         factors = torch.tensor(np.load(folder / DECODER_FOLDER / ROPE_FILE))
         rotary = cast(Any, model.model.rotary_emb)
         rotary.inv_freq = rotary.inv_freq / factors
         rotary.original_inv_freq = rotary.inv_freq
-    return cast(LlamaForCausalLM, model)
+    return model
 
 
 def _projector(folder: Path) -> nn.Module:
@@ -95,6 +96,6 @@ def _projector(folder: Path) -> nn.Module:
     return network
 
 
-def compiled(network: nn.Module, dynamic: bool | None = None) -> Callable[..., Any]:
+def compiled(network: nn.Module) -> Callable[..., Any]:
     """The network through `torch.compile`."""
-    return cast("Callable[..., Any]", torch.compile(network, dynamic=dynamic))
+    return torch.compile(network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,14 @@ from .prepare import Prompt, inputs, load_bundle
 
 def load(task: Task) -> Contestant:
     """The stage of a task."""
-    kinds = {VGG: _Vgg16, ENCODE: _Encoder, SAMPLE: _Sampler, DECODE: _Decoder, DESCRIBE: _Describe}
-    made: Contestant = kinds[task.stage](task)
-    return made
+    kinds: dict[str, Callable[[Task], Contestant]] = {
+        VGG: _Vgg16,
+        ENCODE: _Encoder,
+        SAMPLE: _Sampler,
+        DECODE: _Decoder,
+        DESCRIBE: _Describe,
+    }
+    return kinds[task.stage](task)
 
 
 def _engine(bundle: Bundle, name: str, exact: bool = False) -> Engine:

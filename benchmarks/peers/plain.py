@@ -62,8 +62,8 @@ def reduce_frames(frames: list[np.ndarray], sampler: SamplerSpec, encoder: Encod
 def normalised(images: np.ndarray, spec: SamplerSpec | EncoderSpec) -> np.ndarray:
     """BGR [N, H, W, 3] to float32 [N, 3, H, W] as the bundle's networks expect it."""
     bgr = isinstance(spec, SamplerSpec) and spec.channels == "bgr"
-    pixels = images.astype(np.float32) if bgr else images[..., ::-1].astype(np.float32)
-    pixels = (pixels / spec.scale - np.float32(spec.mean)) / np.float32(spec.std)
+    pixels: np.ndarray = images.astype(np.float32) if bgr else images[..., ::-1].astype(np.float32)
+    pixels = (pixels / spec.scale - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
 
 

@@ -41,12 +41,17 @@ from .prepare import Prompt, inputs, load_bundle
 
 def load(task: Task) -> Contestant:
     """The stage of a task; its peer's name says in which type, and whether it is compiled."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    cast(Any, transformers.logging).set_verbosity_error()
+    cast(Any, transformers.logging).disable_progress_bar()
     use_all_processors()
-    kinds = {VGG: _Vgg16, ENCODE: _Encoder, SAMPLE: _Sampler, DECODE: _Decoder, DESCRIBE: _Describe}
-    made: Contestant = kinds[task.stage](task)
-    return made
+    kinds: dict[str, Callable[[Task], Contestant]] = {
+        VGG: _Vgg16,
+        ENCODE: _Encoder,
+        SAMPLE: _Sampler,
+        DECODE: _Decoder,
+        DESCRIBE: _Describe,
+    }
+    return kinds[task.stage](task)
 
 
 class _Torch:
@@ -66,7 +71,7 @@ class _Torch:
         network = self._run_by(load_vgg16(folder, self._dtype))
 
         def run(images: np.ndarray) -> np.ndarray:
-            batches = torch.from_numpy(images).to(self._dtype).split(VGG_BATCH)
+            batches = torch.split(torch.from_numpy(images).to(self._dtype), VGG_BATCH)
             return torch.cat([network(batch) for batch in batches]).float().numpy()
 
         return run
@@ -149,7 +154,7 @@ class _Writer:
         self._model, self._prompt = load_decoder(folder, dtype), Prompt.read(folder)
         if compile_it:
             self._model.forward = torch.compile(self._model.forward, dynamic=True)
-        self._settings = transformers.GenerationConfig(
+        self._settings = cast(Any, transformers.GenerationConfig)(
             do_sample=False,
             max_new_tokens=self._prompt.max_tokens,
             eos_token_id=self._prompt.ends,
@@ -219,7 +224,7 @@ class _Describe(_Torch):
         pictures = np.stack(reduced.appearance)
         maps = np.repeat(np.stack(reduced.motion)[..., None], 3, axis=3)
         seen = [self._see(self._plain.normalised(images, spec)) for images in (pictures, maps)]
-        return cast("list[int]", self._plain.choose(self._plain.fuse(*seen), spec.keyframes, spec.seed))
+        return self._plain.choose(self._plain.fuse(*seen), spec.keyframes, spec.seed)
 
     def outputs(self) -> Outputs:
         return Outputs(keyframes=self._keyframes, token_ids=self._ids)
