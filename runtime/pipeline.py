@@ -153,6 +153,26 @@ class _Stopwatch:
             self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started) * 1e3
 
 
+def engine_store(
+    bundle: Bundle,
+    cache: Path,
+    say: Callable[[str], None] = lambda _: None,
+    quiet: Callable[[], object] = lambda: None,
+) -> EngineStore:
+    """Where engines of a bundle's graphs are found and kept; see `EngineStore`."""
+    manifest = bundle.manifest
+    return EngineStore(
+        cache,
+        VGG_BATCH,
+        cpu_batch=cached_batch(manifest.sampler.size),
+        bundle=bundle.path,
+        records=manifest.engines,
+        digests={name: record.sha256 for name, record in manifest.files.items()},
+        say=say,
+        quiet=quiet,
+    )
+
+
 class Pipeline:
     """A bundle's engines, loaded and ready. One object serves one thread at a time.
 
@@ -181,7 +201,7 @@ class Pipeline:
             raise BundleError(f"{bundle.path}: the encoder reads another number of frames than the sampler picks")
         with ThreadPoolExecutor(max_workers=1) as pool:  # the graphs one after the other: loading one needs it thrice
             decoder = pool.submit(self._load_decoder, max_tokens)
-            store = None if engine_cache is None else self._store(engine_cache, say, decoder.exception)
+            store = None if engine_cache is None else engine_store(bundle, engine_cache, say, decoder.exception)
             # Keyframes are a choice: from features rounded to bfloat16 most clips get others.
             vgg16 = self._load(VGG16, backend, store, exact=True)
             encoder = self._load(ENCODER, backend, store)
@@ -198,19 +218,6 @@ class Pipeline:
         }
         spec = manifest.encoder
         self._norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
-
-    def _store(self, cache: Path, say: Callable[[str], None], quiet: Callable[[], object]) -> EngineStore:
-        manifest = self.bundle.manifest
-        return EngineStore(
-            cache,
-            VGG_BATCH,
-            cpu_batch=cached_batch(manifest.sampler.size),
-            bundle=self.bundle.path,
-            records=manifest.engines,
-            digests={name: record.sha256 for name, record in manifest.files.items()},
-            say=say,
-            quiet=quiet,
-        )
 
     def _load(self, name: str, backend: str, store: EngineStore | None, exact: bool = False) -> Engine:
         return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision, store, exact=exact)

@@ -10,9 +10,9 @@ import numpy as np
 
 from ...bundle import ENCODER, VGG16, Bundle
 from ...cache import cache_folder
-from ...runtime.engines import AUTO, Engine, EngineStore
+from ...runtime.engines import AUTO, Engine
 from ...runtime.engines import load as load_engine
-from ...runtime.pipeline import Pipeline
+from ...runtime.pipeline import Pipeline, engine_store
 from ...runtime.sampler import VGG_BATCH, Candidates, Sampler, cached_batch, select
 from ...runtime.video import Frame, read_candidates
 from ..decoder import Setting
@@ -51,10 +51,8 @@ def load(task: Task) -> Contestant:
 
 def _engine(bundle: Bundle, name: str, exact: bool = False) -> Engine:
     """As `Pipeline` loads it."""
-    manifest = bundle.manifest
-    digests = {file: record.sha256 for file, record in manifest.files.items()}
-    store = EngineStore(cache_folder() / "engines", VGG_BATCH, bundle.path, manifest.engines, digests, lambda _: None)
-    return load_engine(bundle.file(name), AUTO, manifest.files[name].precision, store, exact=exact)
+    store = engine_store(bundle, cache_folder() / "engines")
+    return load_engine(bundle.file(name), AUTO, bundle.manifest.files[name].precision, store, exact=exact)
 
 
 class _Vgg16:
