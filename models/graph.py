@@ -8,7 +8,7 @@ largest tensor, a runtime maps them instead of parsing them, and the graph itsel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ OPSET = 17
 IR_VERSION = 8  # what opset 17 was released with: older runtimes on a board accept it
 INLINE_BYTES = 1024  # constants up to this lie in the graph: runtimes look into shapes and scalars while optimizing
 ALIGNMENT = 4096  # of the others in their file: a page, so that they can be mapped
+INT8_MAX = 127  # -128 is not used: TensorRT takes only zero points of 0, and a range as wide on both sides
 
 _ONNX_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 
@@ -32,6 +33,11 @@ _ONNX_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): Te
 def data_file(graph: Path) -> Path:
     """Where the weights of the graph at `graph` lie."""
     return graph.with_name(f"{graph.name}.data")
+
+
+def int8_steps(weight: np.ndarray) -> np.ndarray:
+    """The step of each output of `weight` [out, in] in int8: its largest value becomes 127 of them. float32 [out]."""
+    return np.asarray(np.maximum(np.abs(weight).max(axis=1) / INT8_MAX, np.finfo(np.float32).tiny), np.float32)
 
 
 class Graph:
@@ -43,10 +49,17 @@ class Graph:
     `precision` is the type of matrix products: with "fp16" their weights and operands are float16 while LayerNorm,
     softmax and the residual stream stay float32, written as explicit casts so that a strongly typed TensorRT network
     keeps them.
+
+    `int8` holds the products of weights (`linear`) that are computed in int8, by name, with the step of their input:
+    explicit QuantizeLinear and DequantizeLinear, which every runtime turns into its own int8 product. The others are
+    float32, as are biases; it goes with "fp32" alone, as scales of another type need opset 19.
     """
 
-    def __init__(self, path: Path, name: str, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, path: Path, name: str, precision: Precision = "fp32", int8: Mapping[str, float] | None = None
+    ) -> None:
         self.path, self.name = path, name
+        self.int8 = int8 or {}
         self.data = data_file(path)
         self.precision = precision
         self.matmul_dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
@@ -149,12 +162,31 @@ class Graph:
 
     def linear(self, value: str, weight: np.ndarray, bias: np.ndarray | None, stem: str) -> str:
         """`value @ weight.T + bias` in the precision of matrix products; `weight` is [out, in], as in checkpoints."""
-        product = self.node(
-            "MatMul", [value, self.constant(weight.T.astype(self.matmul_dtype), f"{stem}.weight")], stem
-        )
+        step = self.int8.get("/".join([*self._scope, stem]))
+        if step is None:
+            operands = [value, self.constant(weight.T.astype(self.matmul_dtype), f"{stem}.weight")]
+        else:
+            operands = [self._rounded(value, step, stem), self._int8_weight(weight, stem)]
+        product = self.node("MatMul", operands, stem)
         if bias is None:
             return product
         return self.node("Add", [product, self.constant(bias.astype(self.matmul_dtype), f"{stem}.bias")], f"{stem}.add")
+
+    def _rounded(self, value: str, step: float, stem: str) -> str:
+        """`value` to int8 and back, in steps of `step`."""
+        scale = [
+            self.constant(np.array(step, np.float32), f"{stem}.step"),
+            self.constant(np.array(0, np.int8), f"{stem}.zero"),
+        ]
+        value = self.node("QuantizeLinear", [value, *scale], f"{stem}.int8")
+        return self.node("DequantizeLinear", [value, *scale], f"{stem}.rounded")
+
+    def _int8_weight(self, weight: np.ndarray, stem: str) -> str:
+        """`weight` [out, in] as int8 in the file, transposed, with a step for each output."""
+        steps = int8_steps(weight)
+        whole = np.rint(weight / steps[:, None]).T.astype(np.int8)
+        constants = [self.constant(whole, f"{stem}.weight"), self.constant(steps, f"{stem}.weight.steps")]
+        return self.node("DequantizeLinear", constants, f"{stem}.weight.rounded", axis=1)
 
     def layer_norm(self, value: str, weight: np.ndarray, bias: np.ndarray, epsilon: float, stem: str) -> str:
         """LayerNorm over the last axis, in float32 in and out."""

@@ -12,6 +12,7 @@ nodes; here the positions are constants, so about 33 nodes a layer remain:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,19 +247,20 @@ def write(
     token_grid: tuple[int, int, int] | None = None,
     projector: Projector | None = None,
     precision: Precision = "fp32",
+    int8: Mapping[str, float] | None = None,
 ) -> None:
     """Write the graph of `pixel_values_videos` float32 [1, frames, 3, S, S] (S = the checkpoint's crop_size) to
     `video_tokens` to `path`, its weights beside it.
 
     The output is float32 [1, tokens, width]: the last hidden state, mean-pooled to `token_grid` (time, rows, columns)
-    if one is given, then through `projector` if one is given.
+    if one is given, then through `projector` if one is given. `int8` is that of `Graph`.
 
     Raises `CheckpointError` for tensors that are missing, unknown or do not fit, `RecipeError` for frames or a grid
     that do not divide.
     """
     config = Config.read(checkpoint)
     check_fit(config, frames, token_grid)
-    with Graph(path, "vjepa2", precision) as graph:
+    with Graph(path, "vjepa2", precision, int8) as graph:
         pixels = graph.input(INPUT, [1, frames, 3, config.crop_size, config.crop_size])
         encoder = _Encoder(checkpoint, config, frames, graph)
         value = encoder.patch_embedding(pixels)
