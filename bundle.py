@@ -92,6 +92,28 @@ class EngineRecord:
 
 
 @dataclass(frozen=True)
+class Int8Record:
+    """How much of a graph computes in int8, and what that was chosen by: see `svrt.exporter.int8`.
+
+    Of `products` with weights, `int8` of them, holding `share` of all those weights, are int8; `kept` names the others.
+    Clips are named with the sha256 of their files: `calibration` set the ranges; on `judged`, none of those, `cosine`
+    is the least with the same graph in float32, and `limit` the least that was allowed. `speed` is how many times as
+    fast as that graph it was on the machine that exported, each on its fastest backend: those in `timed`.
+    """
+
+    products: int
+    int8: int
+    share: float
+    kept: list[str]
+    calibration: dict[str, str]
+    judged: dict[str, str]
+    cosine: float
+    limit: float
+    speed: float
+    timed: str
+
+
+@dataclass(frozen=True)
 class SamplerSpec:
     """How keyframes are chosen: see `svrt.runtime.sampler`. `size` is VGG-16's square input in pixels."""
 
@@ -184,7 +206,7 @@ def _is_wavelet(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `bundle.json`. `provenance` is by role in the recipe, `parity` and `engines` by file name."""
+    """The content of `bundle.json`. `provenance` is by role in the recipe, the tables behind it by file name."""
 
     schema: int
     name: str
@@ -196,6 +218,7 @@ class Manifest:
     provenance: dict[str, Source]
     parity: dict[str, Parity]
     engines: dict[str, EngineRecord] = field(default_factory=dict)
+    int8: dict[str, Int8Record] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ _EXPORT_EXAMPLES = """
     --adapter lora/ --projector projector.safetensors --out full
   svrt export sv3.3b --random-weights --out to-measure
   svrt export --engines tensorrt-rtx --compute-capability 8.6 --out laptop
+  svrt export --precision int8 --calibration court/ --out small
 
 An export that is interrupted goes on when the same command is given again.
 """
@@ -111,7 +112,12 @@ def export(
         str | None, typer.Option("--quant", metavar="NAME", help="Decoder: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", metavar="NAME", help="VGG-16 and encoder: fp32 or fp16.")
+        str | None,
+        typer.Option("--precision", metavar="NAME", help="VGG-16 and encoder: fp32 or fp16; int8 is of the encoder."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="DIR", help="Clips to calibrate int8 on; the sample clips if not given."),
     ] = None,
     engines: Annotated[
         str | None,
@@ -142,10 +148,12 @@ def export(
     chosen = chosen.with_random_weights(seed or 0) if random_weights else chosen
     chosen = chosen if quant is None else chosen.with_quantization(quant)
     chosen = chosen if precision is None else chosen.with_precision(check_precision(precision))
+    if calibration is not None and chosen.encoder.precision != "int8":
+        raise SvrtError("--calibration is of int8; give --precision int8 too")
     request = None if engines is None else tensorrt.Request(engines, compute_capability)
     try:
         with ExportDisplay() as display:
-            bundle = run(chosen, out, display.report, request)
+            bundle = run(chosen, out, display.report, request, calibration)
     except KeyboardInterrupt:
         from .bundle import partial_folder
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ import numpy as np
 import onnx
 
 from .. import bundle as contract
-from ..bundle import Bundle, EngineRecord, FileRecord, Manifest, Parity, TensorSpec
+from ..bundle import Bundle, EngineRecord, FileRecord, Int8Record, Manifest, Parity, TensorSpec
 from ..models import vgg16, vjepa2
-from ..models.graph import data_file
+from ..models.graph import Precision, data_file
 from ..models.projector import Projector
 from . import engines as tensorrt
+from . import int8
 from .decoder import Progress, quantize, write_merged_gguf
 from .parity import decoder_parity, encoder_parity, sample_candidates, vgg16_parity
 from .parts import Parts, gather, locate
-from .recipe import Recipe
+from .recipe import INT8, Recipe
 from .stages import Done, Report, Stages, key_of
 
 MERGED, TOKENS = "merged.gguf", "tokens.npy"
@@ -32,26 +34,31 @@ def export(
     out: Path,
     report: Report = lambda *_: None,
     engines: tensorrt.Request | None = None,
+    calibration: Path | None = None,
 ) -> Bundle:
     """Export `recipe` to the folder `out`, whole or not at all, and return the bundle.
 
     `report` is called as stages (`svrt.exporter.report.LABELS`) begin, advance and end; a stage that ends without
-    having begun was kept from an export that was interrupted. `engines` asks for TensorRT engines too. The same recipe,
-    sources and versions give the same files, byte by byte, but for engines; and the parity figures in the manifest,
-    which are measured, may differ between machines.
+    having begun was kept from an export that was interrupted. `engines` asks for TensorRT engines too. An encoder in
+    int8 is calibrated and judged on the clips of the folder `calibration`, on the sample clips without one. The same
+    recipe, sources and versions give the same files, byte by byte, but for engines; and the figures in the manifest
+    that are measured, parity and speed, may differ between machines, and speed between exports.
 
-    Raises `RecipeError` where a source is missing or parts do not fit each other, `CheckpointError` for tensors that
-    do not, `EngineError` where engines cannot be built, `OutputError` where `out` cannot be written or is too small.
+    Raises `RecipeError` where a source is missing or parts do not fit each other, `ClipError` for a clip that cannot be
+    read, `CheckpointError` for tensors that do not fit, or are not near enough to their reference when exported,
+    `EngineError` where engines cannot be built, `OutputError` where `out` cannot be written or is too small.
     """
     out = out.absolute()  # `--out .` names another folder once this one is replaced
     contract.check_place(out)
     if engines is not None:
         engines.check()
+    if recipe.encoder.precision == INT8:
+        int8.find_clips(calibration)  # before the work of an export, not in it
     with _reported(report, "sources") as progress:
         located = locate(recipe, progress)
     with contract.atomic_folder(out) as folder:
         stages = Stages(folder, report)
-        run = _Export(recipe, gather(recipe, located, stages), stages)
+        run = _Export(recipe, gather(recipe, located, stages), stages, calibration)
         run.write_graphs()
         run.write_decoder()
         if engines is not None:
@@ -73,12 +80,13 @@ def _reported(report: Report, name: str) -> Iterator[Callable[[int, int], None]]
 class _Export:
     """One export under way: its stages, and what they have found out so far."""
 
-    def __init__(self, recipe: Recipe, parts: Parts, stages: Stages) -> None:
-        self.recipe, self.parts, self.stages = recipe, parts, stages
+    def __init__(self, recipe: Recipe, parts: Parts, stages: Stages, calibration: Path | None) -> None:
+        self.recipe, self.parts, self.stages, self.calibration = recipe, parts, stages, calibration
         self.folder = stages.bundle
         self.files: dict[str, FileRecord] = {}
         self.parity: dict[str, Parity] = {}
         self.engines: dict[str, EngineRecord] = {}
+        self.int8: dict[str, Int8Record] = {}
         self.tokens = stages.work / TOKENS  # the sample clip's video tokens, float32 [tokens, width]
 
     def write_graphs(self) -> None:
@@ -90,9 +98,13 @@ class _Export:
         self._run_graph(
             "vgg16", vgg_key, vgg, precision, lambda: vgg16.write(vgg, parts.checkpoint("sampler"), size, precision)
         )
-        spec, precision = parts.encoder, recipe.encoder.precision
-        encoder_key = key_of(*parts.hashes("encoder", "projector"), spec.frames, spec.token_grid, precision)
-        self._run_graph("encoder", encoder_key, encoder, precision, lambda: self._write_encoder(encoder))
+        spec, encoder_precision = parts.encoder, recipe.encoder.precision
+        encoder_key = key_of(*parts.hashes("encoder", "projector"), spec.frames, spec.token_grid, encoder_precision)
+        if encoder_precision == "int8":
+            encoder_key = self._quantize_encoder(encoder_key, encoder)
+        else:
+            write = partial(self._write_encoder, encoder, encoder_precision)
+            self._run_graph("encoder", encoder_key, encoder, encoder_precision, write)
         done = self.stages.run(
             "parity", key_of(vgg_key, encoder_key, parts.sampler, spec), self._compare_graphs, lambda: [self.tokens]
         )
@@ -104,11 +116,34 @@ class _Export:
 
         self._add_files(self.stages.run(name, key, work, lambda: [path, data_file(path)]), precision)
 
-    def _write_encoder(self, path: Path) -> None:
+    def _quantize_encoder(self, key: str, path: Path) -> str:
+        """The encoder in int8 at `path`, by way of one in float32; returns what it was made from, as a key."""
+        stages, parts = self.stages, self.parts
+        float32 = stages.work / contract.ENCODER
+        clips = int8.Clips(*int8.find_clips(self.calibration), parts.sampler, parts.encoder)
+
+        def calibrate(progress: Progress) -> dict[str, Any]:
+            self._write_encoder(float32, "fp32")
+            return int8.steps(float32, clips, progress)
+
+        def choose(progress: Progress) -> dict[str, Any]:
+            write = partial(self._write_encoder, path, "fp32")
+            return asdict(int8.choose(float32, path, steps, write, clips, progress))
+
+        key = key_of(key, clips.hashes(), asdict(parts.encoder), parts.sampler.candidates)
+        steps = stages.run("calibrate", key, calibrate, lambda: [float32, data_file(float32)]).result
+        done = stages.run("encoder", key, choose, lambda: [path, data_file(path)])
+        self._add_files(done, INT8)
+        record = Int8Record(**done.result)
+        timed = stages.run("speed", key, lambda _: int8.speed(float32, path, stages.work))
+        self.int8[contract.ENCODER] = replace(record, **timed.result)
+        return key
+
+    def _write_encoder(self, path: Path, precision: Precision, steps: Mapping[str, float] | None = None) -> None:
         checkpoint, spec = self.parts.checkpoint("encoder"), self.parts.encoder
         projector = Projector.read(self.parts.checkpoint("projector"), vjepa2.Config.read(checkpoint).hidden_size)
         grid = (spec.token_grid[0], spec.token_grid[1], spec.token_grid[2])
-        vjepa2.write(path, checkpoint, spec.frames, grid, projector, self.recipe.encoder.precision)
+        vjepa2.write(path, checkpoint, spec.frames, grid, projector, precision, steps)
 
     def _compare_graphs(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
         recipe, parts = self.recipe, self.parts
@@ -201,6 +236,7 @@ class _Export:
             provenance={role: part.source for role, part in parts.by_role.items()},
             parity=self.parity,
             engines=self.engines,
+            int8=self.int8,
         )
 
 

@@ -44,6 +44,12 @@ def sample_candidates(sampler: SamplerSpec, encoder: EncoderSpec) -> Candidates:
     return read_candidates(sample_clip(), sampler.candidates, lambda: Candidates(sampler, encoder))[0]
 
 
+def encoder_input(spec: EncoderSpec, clip: Candidates) -> np.ndarray:
+    """A clip's candidate frames, taken evenly, as the encoder reads keyframes: float32 [1, frames, 3, size, size]."""
+    views = np.stack([clip.views[i * len(clip) // spec.frames] for i in range(spec.frames)])
+    return normalise(views, Normalisation("rgb", spec.scale, spec.mean, spec.std))[None]
+
+
 def compare(result: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """Relative error and cosine of two arrays of one shape, in float64."""
     a, b = result.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
@@ -61,7 +67,11 @@ def _judge(component: Path, precision: str, pairs: list[tuple[np.ndarray, np.nda
         raise CheckpointError(
             f"{component.name}: {precision} differs from its reference by {error:.1e} (cosine {cosine:.6f}), over the "
             "limit; "
-            + ("export it with --precision fp32" if precision == "fp16" else "are all values of the checkpoint finite?")
+            + (
+                "export it with --precision fp32"
+                if precision in ("fp16", "int8")
+                else "are all values of the checkpoint finite?"
+            )
         )
     return Parity(relative_error=float(f"{error:.3g}"), cosine=round(cosine, 8), reference=against, data=DATA)
 
@@ -85,9 +95,7 @@ def encoder_parity(
     graph: Path, checkpoint: Checkpoint, projector: Checkpoint, spec: EncoderSpec, clip: Candidates, precision: str
 ) -> tuple[Parity, np.ndarray]:
     """The encoder graph against numpy; also the sample clip's video tokens, float32 [tokens, width]."""
-    views = np.stack([clip.views[i * len(clip) // spec.frames] for i in range(spec.frames)])
-    norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
-    real = normalise(views, norm)[None]
+    real = encoder_input(spec, clip)
     noise = np.random.default_rng(NOISE_SEED).standard_normal(real.shape, dtype=np.float32)
     engine = load(graph, REFERENCE_BACKEND, precision)
     results = [engine({"pixel_values_videos": x})["video_tokens"] for x in (real, noise)]

@@ -188,11 +188,12 @@ def _check_projector(checkpoint: Checkpoint, width_in: int, width_out: int) -> N
 
 def _needs(recipe: Recipe, shapes: _Shapes, layouts: Mapping[str, Layout], stages: Stages) -> int:
     """Bytes of disk that the stages still to do will take; all is there at once before the working folder goes."""
-    size = {"fp32": 4, "fp16": 2}
+    size = {"fp32": 4, "fp16": 2, "int8": 4}  # at most: parity may leave much of it in float32
     merged = 2 * sum(math.prod(shape) for shape in shapes.decoder.tensor_shapes().values())
     needs = {f"random {role}": layout.total_bytes for role, layout in layouts.items()}
     needs["vgg16"] = size[recipe.sampler.precision] * vgg16.PARAMETERS
     needs["encoder"] = size[recipe.encoder.precision] * shapes.encoder_elements
+    needs["calibrate"] = 4 * shapes.encoder_elements if recipe.encoder.precision == "int8" else 0
     needs["merge"] = 0 if "quantize" in stages else merged
     needs["quantize"] = int(merged * QUANTIZATIONS[recipe.decoder.quantization][1] / 16)
     return sum(need for stage, need in needs.items() if stage not in stages) + _SPARE

@@ -27,6 +27,9 @@ else:
 
 ROLES = ("sampler", "encoder", "projector", "decoder", "adapter")
 RANDOM = "random"
+EncoderPrecision = Literal["fp32", "fp16", "int8"]
+INT8: EncoderPrecision = "int8"
+NO_INT8_VGG16 = "VGG-16 is not offered in int8: it would choose other keyframes"  # bfloat16 does, in most clips
 # What the paper names, for the roles that have public weights.
 PUBLIC = {
     "sampler": "timm/vgg16.tv_in1k",
@@ -75,7 +78,7 @@ class EncoderRecipe:
     scale: float = 255.0
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
-    precision: Precision = "fp32"
+    precision: EncoderPrecision = "fp32"
 
     def spec(self, frames: int, size: int) -> EncoderSpec:
         """What the bundle says of it, for a checkpoint of `size` pixels; raises `SvrtError` as above."""
@@ -151,10 +154,10 @@ class Recipe:
         """The same recipe with random weights for each role that has no source."""
         return self.with_sources({role: f"{RANDOM}:{seed}" for role, s in self.sources().items() if not s}, self.folder)
 
-    def with_precision(self, precision: Precision) -> Recipe:
-        """The same recipe with both graphs in `precision`."""
-        sampler, encoder = replace(self.sampler, precision=precision), replace(self.encoder, precision=precision)
-        return replace(self, sampler=sampler, encoder=encoder)
+    def with_precision(self, precision: EncoderPrecision) -> Recipe:
+        """The same recipe with both graphs in `precision`; with "int8" the encoder alone, see `NO_INT8_VGG16`."""
+        sampler = self.sampler if precision == "int8" else replace(self.sampler, precision=precision)
+        return replace(self, sampler=sampler, encoder=replace(self.encoder, precision=precision))
 
     def with_quantization(self, quantization: str) -> Recipe:
         """The same recipe with the decoder in `quantization`. Raises `RecipeError` for one that is not known."""
@@ -206,6 +209,9 @@ def read_recipe(recipe: str) -> Recipe:
     except tomllib.TOMLDecodeError as exc:
         raise RecipeError(f"{path}: not TOML: {exc}") from exc
     try:
+        sampler = values.get("sampler")
+        if isinstance(sampler, dict) and sampler.get("precision") == INT8:
+            raise SvrtError(f"[sampler] precision = 'int8': {NO_INT8_VGG16}")
         read = from_json(Recipe, values, "")
         _check(read)
     except SvrtError as exc:
@@ -214,12 +220,12 @@ def read_recipe(recipe: str) -> Recipe:
     return replace(read, decoder=decoder, folder=path.parent.absolute())
 
 
-def check_precision(precision: str) -> Precision:
-    """`precision` as a graph's precision. Raises `RecipeError` for one that is not known."""
-    for known in PRECISIONS:
+def check_precision(precision: str) -> EncoderPrecision:
+    """`precision` as that of graphs. Raises `RecipeError` for one that is not known."""
+    for known in (*PRECISIONS, INT8):
         if precision.lower() == known:
             return known
-    raise RecipeError(f"precision {precision!r} is not known; one of {', '.join(PRECISIONS)}")
+    raise RecipeError(f"precision {precision!r} is not known; one of {', '.join((*PRECISIONS, INT8))}")
 
 
 def _check(recipe: Recipe) -> None:

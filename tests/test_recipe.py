@@ -59,7 +59,8 @@ def test_the_built_in_recipe_is_read_by_name():
         ("[encoder]", "[encoder]\nresize = -5", "resize"),
         ("[encoder]", "[encoder]\ntoken_grid = []", "token_grid"),
         ("[encoder]", "[encoder]\nfit = 'squash'", "one of crop, stretch"),
-        ("[encoder]", "[encoder]\nprecision = 'int8'", "one of fp32, fp16"),
+        ("[encoder]", "[encoder]\nprecision = 'int4'", "one of fp32, fp16, int8"),
+        ("[sampler]", "[sampler]\nprecision = 'int8'", "VGG-16 is not offered in int8"),
         ("[encoder]", "[encoder]\ntoken_grid = [4, 4]", "token_grid"),
         ('prefix = "a"', "", "'decoder.prefix' is missing"),
         ('prefix = "a"', 'prefix = "a"\nquantization = "q3"', "one of f16, q8_0"),
@@ -122,7 +123,7 @@ def test_random_weights_fill_what_has_no_source_and_only_that(tmp_path):
 def test_precision_and_quantization_are_chosen_by_name():
     recipe = read_recipe("sv3.3b").with_precision(check_precision("FP32")).with_quantization("Q8_0")
     assert (recipe.sampler.precision, recipe.encoder.precision, recipe.decoder.quantization) == ("fp32", "fp32", "q8_0")
-    with pytest.raises(RecipeError, match="precision 'int8' is not known; one of fp32, fp16"):
-        check_precision("int8")
+    with pytest.raises(RecipeError, match="precision 'int4' is not known; one of fp32, fp16, int8"):
+        check_precision("int4")
     with pytest.raises(RecipeError, match="quantization 'q3' is not known; one of f16"):
         recipe.with_quantization("q3")

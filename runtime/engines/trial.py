@@ -83,6 +83,11 @@ def fastest(path: Path, precision: str, store: EngineStore, exact: bool = False)
         return trial.remembered() or trial.decide()  # another process may have been first
 
 
+def try_all(path: Path, precision: str, store: EngineStore) -> Outcome:
+    """How every installed backend of this processor runs the graph; not remembered. Raises `EngineError` as above."""
+    return _Trial(path, precision, store, installed()).outcome()
+
+
 def installed() -> dict[str, str]:
     """The version of each backend of the processor that is installed, in the order of `CPU_BACKENDS`."""
     found = {}
@@ -141,7 +146,7 @@ class _Trial:
         """Try every backend, take the fastest that agrees, and remember that."""
         self.store.say(f"trying which backend runs {self.path.name} fastest here (once)")
         self.store.quiet()
-        outcome = self._outcome()
+        outcome = self.outcome()
         self.store.say(f"{self.path.name}: {_verdict(outcome)}")
         try:
             write_whole(self.note, json.dumps(asdict(outcome), indent=2).encode())
@@ -149,7 +154,7 @@ class _Trial:
             self.store.say(f"{self.note}: cannot be kept: {exc.strerror}; backends will be tried again next time")
         return load_one(self.path, outcome.backend, self.precision, self.store)
 
-    def _outcome(self) -> Outcome:
+    def outcome(self) -> Outcome:
         """Each backend by itself, as several engines of a large graph may not fit into memory at once."""
         entries: dict[str, Entry] = {}
         failed: dict[str, str] = {}
