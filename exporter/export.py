@@ -135,7 +135,7 @@ class _Export:
         done = stages.run("encoder", key, choose, lambda: [path, data_file(path)])
         self._add_files(done, INT8)
         record = Int8Record(**done.result)
-        timed = stages.run("speed", key, lambda _: int8.speed(float32, path, stages.work))
+        timed = stages.run("speed", key, lambda _: int8.speed(float32, path, clips, stages.work))
         self.int8[contract.ENCODER] = replace(record, **timed.result)
         return key
 

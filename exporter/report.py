@@ -94,7 +94,7 @@ def int8_line(name: str, record: Int8Record) -> str:
     """What became of a graph in int8, and whether it is any use here."""
     line = (
         f"{name}: {record.int8} of {record.products} products in int8, {record.share:.0%} of their weights; cosine "
-        f"{record.cosine:.6f} on clips not calibrated on; {record.speed:.2f} times as fast here as in float32 "
-        f"({record.timed})"
+        f"{record.cosine:.6f} on clips not calibrated on; {record.speed:.2f} times as fast here as the float32 "
+        f"graph ({record.timed})"
     )
     return line if record.speed > 1 else f"{line}: for this machine export it without --precision int8"
