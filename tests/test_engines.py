@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import interruptible
 from onnx import TensorProto, helper
 from small_graphs import VIT_L, write_encoder, write_vgg16
 from svrt.bundle import sha256_of
@@ -122,7 +123,7 @@ def test_ctrl_c_ends_a_build(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             threading.Event().wait(0.3)  # the main thread wakes up and asks for the end
 
-    with pytest.raises(KeyboardInterrupt):
+    with interruptible(), pytest.raises(KeyboardInterrupt):
         build(rtx(), graph, rtx_target(), OPTIONS, press)
     assert len(seen) <= 2 and 100 not in seen
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import interruptible
 from small_system import write_system
 from svrt.benchmarks.markdown import NONE
 from svrt.benchmarks.peers.__main__ import Ring, report
@@ -252,15 +253,14 @@ def workers(parent):
 def test_nothing_stays_behind_when_the_table_is_given_up(bundle, clip, tmp_path, how):
     command = [sys.executable, "-m", "svrt.benchmarks.peers", "--bundle", str(bundle.path), "--clip", str(clip)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    running = subprocess.Popen(
-        [*command, "--only", VGG, "--against", "float32"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env=environment,
-        # A shell that runs the tests in the background has them, and all they start, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    with interruptible():
+        running = subprocess.Popen(
+            [*command, "--only", VGG, "--against", "float32"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env=environment,
+        )
     try:
         deadline = time.monotonic() + 60
         while not (started := workers(running.pid)):
