@@ -174,7 +174,8 @@ def test_describe_loads_no_training_or_export_library(pocket, clip):
     done = subprocess.run([*command, "--max-tokens", "2"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
-    assert {"numpy", "cv2", "onnxruntime", "llama_cpp"} <= loaded
+    assert {"numpy", "cv2", "llama_cpp"} <= loaded
+    assert {"onnxruntime", "openvino"} & loaded
     assert not loaded & {"torch", "transformers", "onnx", "sklearn", "peft", "gguf", "safetensors", "scipy", "pywt"}
 
 
