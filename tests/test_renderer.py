@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import cv2
 import numpy as np
 import pytest
 from svrt.models.pocket import renderer
+from svrt.models.pocket.ball import BallLook
+from svrt.models.pocket.camera import Camera
+from svrt.models.pocket.court import choose_look
 from svrt.models.pocket.dataset import decode_clip
 from svrt.models.pocket.flight import (
     BALL_RADIUS,
@@ -22,6 +26,7 @@ from svrt.models.pocket.flight import (
     net_radius,
 )
 from svrt.models.pocket.renderer import SAMPLES, RenderedClip, render
+from svrt.models.pocket.scene import NetState, Structure
 from svrt.models.pocket.shot import Contact
 
 BOARD = Board(half_width=0.9, bottom=-0.15, top=0.9, fan=False)
@@ -31,10 +36,10 @@ SEEDS = range(12)
 
 # Frames, contacts and passing the net, and the grey levels of a 4 x 4 thumbnail of the first contact's frame.
 FILMED = {
-    0: (30, "entry 5, rim 15, exit 25", "155 155 155 155 156 141 154 162 122 133 123 158 171 146 160 173"),
-    1: (38, "entry 7, net 30, through 33, exit 34", "146 168 182 182 138 140 181 187 147 123 144 186 161 165 112 159"),
-    3: (39, "entry 1, backboard 5, rim 7, exit 35", "100 70 77 58 88 136 102 83 197 183 138 187 97 107 112 115"),
-    11: (30, "entry 0, net 14, through 17, exit 22", "39 30 30 27 139 88 66 28 124 119 113 23 74 67 64 61"),
+    0: (32, "entry 5, rim 16, exit 27", "155 155 155 155 162 147 150 161 139 127 101 163 174 157 163 174"),
+    1: (38, "entry 3, net 30, through 33, exit 34", "142 88 169 176 121 94 178 181 155 131 139 181 155 173 112 157"),
+    3: (40, "entry 1, backboard 6, rim 8, exit 36", "100 71 77 58 65 68 98 102 119 174 132 208 99 111 97 79"),
+    11: (33, "entry 0, net 16, through 19, exit 25", "56 41 44 38 58 99 125 40 93 154 119 33 96 85 100 87"),
 }
 
 
@@ -132,6 +137,34 @@ def test_an_events_frame_is_the_first_exposed_at_its_step_or_later() -> None:
     ]
     gone = renderer._events(flight, touches, exposed, entered=0, left_at=3)
     assert "through" not in [event.kind for event in gone], "it leaves the picture with the frame that would show it"
+
+
+def camera_at(azimuth: float, elevation: float) -> Camera:
+    """A camera 5 m from the ring (degrees), which is 30 pixels wide in the middle of a picture of 128."""
+    return Camera.around_ring(math.radians(azimuth), math.radians(elevation), 5.0, 0.0, 30.0, (64.0, 64.0))
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "hidden"),
+    [(0, 20, False), (84, 20, False), (96, 20, False), (110, 20, False), (180, 10, True), (150, 10, True)],
+)
+def test_the_board_hides_the_ring_from_behind_alone(azimuth: float, elevation: float, hidden: bool) -> None:
+    assert renderer.hidden_by_board(camera_at(azimuth, elevation), BOARD) is hidden
+
+
+@pytest.mark.parametrize(("azimuth", "covered"), [(0.0, False), (180.0, True)])
+def test_ring_net_and_ball_are_before_the_board_for_a_camera_in_front_and_behind_it_for_one_behind(
+    azimuth: float, covered: bool
+) -> None:
+    rng, camera = np.random.default_rng(2), camera_at(azimuth, 10)
+    look, background = choose_look(rng), np.zeros((128, 128, 3), np.uint8)
+    structure = Structure(background, camera, BOARD, look, rng)
+    resting = Flight(np.zeros((40, 3)), np.zeros((40, 3)))  # a ball in the ring
+    picture = renderer._compose(
+        resting, 8, NetState.at_rest(rng), camera, structure, background, look, BallLook(rng, look), 0.01
+    )
+    solid = structure.mask[..., 0] == 1
+    assert (picture[solid] == structure.image[solid]).all() == covered
 
 
 def test_a_ball_is_through_at_the_first_step_that_has_it_half_out_below_the_net() -> None:

@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 # Colours seen on outdoor courts, BGR.
 BOARDS = ((238, 238, 236), (205, 228, 235), (178, 165, 148), (232, 222, 214))
-RIMS = ((45, 50, 200), (40, 75, 220), (42, 38, 52), (60, 55, 140), (30, 30, 120))
+RIMS = ((45, 50, 200), (40, 75, 220), (42, 38, 52), (60, 55, 140), (30, 30, 120), (75, 58, 48), (36, 32, 30))
 BALLS = ((55, 95, 190), (70, 95, 220), (45, 45, 105), (60, 105, 165), (80, 110, 235))
 
 
@@ -28,7 +28,7 @@ def choose_board(rng: np.random.Generator) -> Board:
 
 def choose_look(rng: np.random.Generator) -> Look:
     """Materials seen on outdoor courts: white, cream or shadowed boards, red or dark rims, rope or chain nets."""
-    board = np.array(BOARDS[int(rng.integers(len(BOARDS)))]) * rng.uniform(0.75, 1.05) + rng.normal(0, 3, 3)
+    board = np.array(BOARDS[int(rng.integers(len(BOARDS)))]) * rng.uniform(0.55, 1.05) + rng.normal(0, 3, 3)
     rim = np.array(RIMS[int(rng.integers(len(RIMS)))]) * rng.uniform(0.8, 1.15)
     chain = bool(rng.random() < 0.35)
     net_tone = rng.uniform(60, 175) if chain else rng.uniform(130, 245)
@@ -43,7 +43,7 @@ def choose_look(rng: np.random.Generator) -> Look:
         rim_marks=(190.0, 200.0, 205.0) if rng.random() < 0.3 else None,
         net=_colour(net_tone + rng.normal(0, 5, 3)),
         chain=chain,
-        post=_colour(rng.uniform(45, 190) + rng.normal(0, 8, 3)),
+        post=_colour(rng.uniform(25, 190) + rng.normal(0, 8, 3)),
         ball=_colour(ball),
         seam=_colour(ball * rng.uniform(0.2, 0.6)),
         sun=(math.cos(angle), math.sin(angle)),

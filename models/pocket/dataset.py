@@ -32,6 +32,8 @@ FRAMES = 16  # frames a clip is described from
 FRAME_SIZE = 192  # pixels, the encoder's input
 STORED_SIZE = 224  # pixels, what the cache keeps
 PANNED = 0.35  # share of views under a moving camera: without, a camera that moves is taken for footage without a hoop
+WIDENED = 0.25  # share of views that reach beyond the picture's edges, so that hoops look further off
+OTHER_COLOURS = 0.3  # share of views whose colours change places: red rims are not all that is to be learnt
 MAX_CANDIDATES = 64  # frames a clip is thinned to before 16 are chosen
 PATCH = 16
 GRID = FRAME_SIZE // PATCH
@@ -283,9 +285,10 @@ def plain_sample(clip: StoredClip) -> Sample:
 
 def augmented_sample(clip: StoredClip, rng: np.random.Generator) -> Sample:
     """A random mirror, crop, pan, choice of frames, colour, sharpness and noise of a clip."""
+    low, high = (0.95, 1.25) if rng.random() < WIDENED else (0.7, 1.0)
     if rng.random() < PANNED:
-        return _augmented(clip, rng, _crop(rng, 0.68, 0.86), _crop(rng, 0.68, 0.86))
-    crop = _crop(rng, 0.78, 1.0)
+        return _augmented(clip, rng, _crop(rng, low - 0.05, high - 0.1), _crop(rng, low - 0.05, high - 0.1))
+    crop = _crop(rng, low + 0.05, high)
     return _augmented(clip, rng, crop, crop)
 
 
@@ -315,11 +318,14 @@ def _cut(frame: Array, left: float, top: float, width: float, height: float) -> 
 
 def _crop(rng: np.random.Generator, least: float, most: float) -> Crop:
     width, height = rng.uniform(least, most, 2)
-    return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
+    left, top = (rng.uniform(min(0.0, 1 - side), max(0.0, 1 - side)) for side in (width, height))
+    return left, top, width, height
 
 
 def _recoloured(frames: Array, rng: np.random.Generator) -> Array:
-    """Brightness, contrast, gamma, tint, saturation, and now and then blur and grain."""
+    """Brightness, contrast, gamma, tint, saturation, and now and then other colours, blur and grain."""
+    if rng.random() < OTHER_COLOURS:
+        frames = frames[..., rng.permutation(3)]
     ramp = np.arange(256, dtype=np.float32) / 255
     tables = []
     gain, lift, gamma = rng.uniform(0.75, 1.25), rng.uniform(-0.08, 0.08), rng.uniform(0.75, 1.3)

@@ -21,7 +21,7 @@ from .camera import Camera
 from .court import choose_board, choose_look
 from .figure import Figure
 from .flight import NET_LENGTH
-from .lens import QuickLens
+from .lens import Lens
 from .photos import draw_photo
 from .place import Ground, choose_ground, draw_place, write
 from .scene import RING_PATH, NetState, Structure, draw_background, draw_cords, draw_ring, net_segments
@@ -64,7 +64,7 @@ def film(seed: int, size: int = 224, photos: Sequence[Array] = ()) -> Array:
     """
     rng = np.random.default_rng(seed)
     stage = set_stage(rng, size, photos)
-    overlay, lens = _overlay(rng, size), QuickLens(rng, size)
+    overlay, lens = _overlay(rng, size), Lens(rng, size)
     frames = np.empty((len(stage.views), size, size, 3), np.uint8)
     for n in range(len(frames)):
         frames[n] = lens.expose(overlay(_expose(stage, n, size)))
@@ -74,7 +74,7 @@ def film(seed: int, size: int = 224, photos: Sequence[Array] = ()) -> Array:
 def set_stage(rng: np.random.Generator, size: int, photos: Sequence[Array] = ()) -> Stage:
     """Choose a world and who moves in it, and draw what stands still."""
     worlds: tuple[World, ...] = ("place", "photo", "beside", "far")
-    shares = (0.46, 0.30, 0.08, 0.16) if len(photos) else (0.70, 0.0, 0.10, 0.20)
+    shares = (0.49, 0.31, 0.04, 0.16) if len(photos) else (0.75, 0.0, 0.05, 0.20)
     world = worlds[int(rng.choice(4, p=shares))]
     side = round(CANVAS * size)
     shape = float(rng.choice(SHAPES, p=(0.5, 0.15, 0.15, 0.05, 0.15)))

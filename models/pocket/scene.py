@@ -139,12 +139,19 @@ class Structure:
         self.image = background.copy()
         self._cover = np.zeros(background.shape[:2], np.uint8)
         self._camera = camera
-        behind_board = camera.position[1] > BOARD_Y
-        parts = [self._draw_post, self._draw_board]
-        for draw in reversed(parts) if behind_board else parts:
-            draw(board, look, rng)
-        self._draw_bracket(look)
+        if camera.position[1] > BOARD_Y:
+            self._draw_bracket(look)
+            self._draw_board(board, look, rng)
+            self._draw_post(board, look, rng)
+        else:
+            self._draw_post(board, look, rng)
+            self._draw_board(board, look, rng)
+            self._draw_bracket(look)
         self.mask = (self._cover.astype(np.float32) / 255.0)[..., None]
+
+    def over(self, image: Array) -> Array:
+        """The structure drawn over a picture uint8 [S, S, 3]."""
+        return cast(Array, (image * (1 - self.mask) + self.image * self.mask).astype(np.uint8))
 
     def _polygon(self, points: Array, colour: Colour) -> None:
         corners = _fixed(self._camera.project(points))
@@ -165,20 +172,20 @@ class Structure:
 
     def _draw_post(self, board: Board, look: Look, rng: np.random.Generator) -> None:
         back, height = BOARD_Y + 0.08, board.bottom + 0.25
-        reach = rng.uniform(0.7, 1.3)
+        reach, top, thickness = rng.uniform(0.7, 1.3), rng.uniform(0.55, 0.95), rng.uniform(0.02, 0.045)
         bend = np.linspace(0, math.pi / 2, 9)
         curve = np.stack([0 * bend, back + reach + 0.3 * np.sin(bend), height - 0.3 * (1 - np.cos(bend)) - 0.1], axis=1)
         arm = np.array([[0, back, height], [0, back + reach * 0.6, height - 0.03]])
         drop = np.array([[0, back + reach + 0.3, -1.2], [0, back + reach + 0.3, -3.5]])
-        self._rod(np.concatenate([arm, curve, drop]), rng.uniform(0.05, 0.085), look.post)
+        self._rod(np.concatenate([arm, curve, drop]), rng.uniform(0.05, 0.11), look.post)
         for side in (-1, 1):
             strut = np.array(
                 [
-                    [side * board.half_width * 0.55, back, board.bottom + 0.75 * (board.top - board.bottom)],
+                    [side * board.half_width * 0.55, back, board.bottom + top * (board.top - board.bottom)],
                     [side * 0.05, back + reach, height - 0.1],
                 ]
             )
-            self._rod(strut, 0.022, look.post)
+            self._rod(strut, thickness, look.post)
 
     def _outline(self, board: Board, inset: float = 0.0, y: float = BOARD_Y) -> Array:
         half, low, high = board.half_width - inset, board.bottom + inset, board.top - inset

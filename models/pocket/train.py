@@ -47,10 +47,11 @@ from .network import pool, smollm_path
 from .shot import Shot
 from .trainer import PHASES, Phase, Trainer, save_state, stacked
 
-REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.10  # of a batch; the rest is rendered
+REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.10  # of a batch while seeing; the rest is rendered
+SPOKEN_REAL_SHARE, SPOKEN_ELSEWHERE_SHARE = 0.45, 0.22  # the same while speaking
 BOARD_WEIGHT = 0.4  # how often a clip whose ball touches the board is drawn, against 1 (see the weights' card)
-RENDERED, ELSEWHERE = 2000, 750
-SPOKEN_RENDERED, SPOKEN_ELSEWHERE = 500, 250  # of these, what phase two sees: running the encoder on all is slow
+RENDERED, ELSEWHERE = 3000, 750
+SPOKEN_RENDERED, SPOKEN_ELSEWHERE = 800, 500  # of these, what phase two sees: running the encoder on all is slow
 SAVE_EVERY = 25  # steps
 WATCH_EVERY = 200
 LOOK_AHEAD = 4  # batches prepared while a step runs
@@ -251,7 +252,7 @@ def speak(
 
     def step() -> dict[str, float]:
         rng = np.random.default_rng((trainer.seed, PHASES.index("speak"), trainer.step))
-        chance = (REAL_SHARE, 1 - REAL_SHARE - ELSEWHERE_SHARE, ELSEWHERE_SHARE)
+        chance = (SPOKEN_REAL_SHARE, 1 - SPOKEN_REAL_SHARE - SPOKEN_ELSEWHERE_SHARE, SPOKEN_ELSEWHERE_SHARE)
         kinds = rng.choice(("real", "rendered", "elsewhere"), args.batch, p=chance).tolist()
         places = [int(rng.choice(len(chances[kind]), p=chances[kind])) for kind in kinds]
         pooled = torch.stack([features[kind].pooled[k].float() for kind, k in zip(kinds, places, strict=True)])
@@ -337,10 +338,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--vgg", type=Path, default=weights.WEIGHTS / weights.VGG_NAME, help="the sampler's VGG-16")
     parser.add_argument("--denoise-steps", type=int, default=200)
-    parser.add_argument("--see-steps", type=int, default=3500)
-    parser.add_argument("--speak-steps", type=int, default=400)
+    parser.add_argument("--see-steps", type=int, default=3000)
+    parser.add_argument("--speak-steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
-    parser.add_argument("--variants", type=int, default=4, help="augmentations of each real clip that speaking sees")
+    parser.add_argument("--variants", type=int, default=8, help="augmentations of each real clip that speaking sees")
     parser.add_argument("--denoised", action="store_true", help="speak after denoising alone, without seeing")
     parser.add_argument("--folds", type=int, default=0, help="cross-validate in this many parts, and write no weights")
     parser.add_argument("--seed", type=int, default=1)
