@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import interruptible
 from small_system import write_system
 from svrt.errors import ClipError, OutputError
 from svrt.evaluation import bertscore, labels, minilm, richness, truth, words
@@ -650,7 +651,9 @@ def test_ctrl_c_leaves_no_traceback_and_the_same_command_goes_on(pocket, tmp_pat
     table, log = write_table(tmp_path / "t.tsv", SAMPLES), tmp_path / "o" / LOG
     options = (table, "--clips", SAMPLE, "--bundle", pocket.path, "--out", tmp_path / "o")
     command = [sys.executable, "-m", "svrt", "eval", *map(str, options)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+    with interruptible():
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with running:
         while running.poll() is None and not (log.exists() and log.read_bytes().endswith(b"\n")):
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)

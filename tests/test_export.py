@@ -233,7 +233,8 @@ def test_what_cannot_be_made_is_told_before_any_work(system, tmp_path):
         (["--compute-capability", "8.6"], "give --engines tensorrt-rtx too"),
         (["--engines", "tensorrt-rtx", "--compute-capability", "1.0"], "tensorrt-rtx"),
         (["--seed", "1"], "give --random-weights too"),
-        (["--precision", "int8"], "one of fp32, fp16"),
+        (["--precision", "int4"], "one of fp32, fp16"),
+        (["--calibration", str(tmp_path)], "give --precision int8 too"),
         (["--quant", "q3"], "one of f16"),
     ):
         done = subprocess.run([*command, *extra], capture_output=True, text=True)
