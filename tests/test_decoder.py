@@ -375,12 +375,13 @@ def run(program: str, model: Path, **environment: str) -> subprocess.CompletedPr
         with Decoder(Path(sys.argv[1]), prefix="a", suffix="b", video_tokens=2, threads=1) as decoder:
             decoder.generate(np.ones((2, decoder.width), np.float32), max_tokens=2)
     """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     return subprocess.run(
         [sys.executable, "-c", header + program, model],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
     )
 
 
