@@ -24,12 +24,10 @@ def load(bundle: Path | str | None = None, *, backend: str = "auto", max_tokens:
 
     Raises `SvrtError` where the bundle is damaged or cannot run here; see `svrt.runtime.pipeline.Pipeline`.
     """
-    from . import seal
-    from .cache import built_in_bundle, cache_folder, seal_folder
+    from .cache import engine_folder, open_bundle
     from .runtime.pipeline import Pipeline
 
-    found = built_in_bundle() if bundle is None else seal.load(bundle, seal_folder())
-    return Pipeline(found, backend, max_tokens, engine_cache=cache_folder() / "engines")
+    return Pipeline(open_bundle(bundle), backend, max_tokens, engine_cache=engine_folder())
 
 
 def __getattr__(name: str) -> object:

@@ -49,6 +49,19 @@ def seal_folder() -> Path | None:
         return None
 
 
+def engine_folder() -> Path:
+    """Where engines that were built here lie, and the outcomes of trials. Raises as `cache_folder`."""
+    return cache_folder() / "engines"
+
+
+def open_bundle(path: Path | str | None, say: Callable[[str], None] = lambda _: None) -> Bundle:
+    """The bundle at `path`, hashed where its seal does not spare that; the built-in one for None.
+
+    Raises as `seal.load` and `built_in_bundle` do; `say` is that of the latter.
+    """
+    return built_in_bundle(say) if path is None else seal.load(path, seal_folder())
+
+
 def built_in_path() -> Path:
     """Where the built-in bundle of these weights and this exporter lies, or will lie."""
     digest = hashlib.sha256(f"{version('svrt')} {SCHEMA}".encode())

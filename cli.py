@@ -34,6 +34,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_BundleToUse = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
+]
 _Backend = Annotated[
     str,
     typer.Option(
@@ -175,10 +179,7 @@ _DESCRIBE_EXAMPLES = """
 @app.command(epilog=_DESCRIBE_EXAMPLES)
 def describe(
     clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Video files.", show_default=False)],
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
-    ] = None,
+    bundle: _BundleToUse = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per clip, a line each.")] = False,
     keyframes: Annotated[
         Path | None,
@@ -193,7 +194,7 @@ def describe(
     ] = None,
 ) -> None:
     """Describe clips in words. The text goes to stdout, everything else to stderr."""
-    from .cache import cache_folder
+    from .cache import engine_folder
     from .runtime.contact_sheet import check_writable
     from .runtime.engines import check_backend
     from .runtime.pipeline import Pipeline
@@ -208,7 +209,7 @@ def describe(
     described = 0
     if readable:  # nothing is loaded, let alone exported, for a misspelt name
         opened = _open_bundle(bundle)
-        with Pipeline(opened, backend, max_tokens, engine_cache=cache_folder() / "engines", say=_say) as pipeline:
+        with Pipeline(opened, backend, max_tokens, engine_cache=engine_folder(), say=_say) as pipeline:
             printer = _Printer(keyframes, as_json, named=len(clips) > 1)
             with closing(pipeline.describe_all(readable, None if as_json else printer.show)) as found:
                 described = sum(printer.finish(clip, one) for clip, one in zip(readable, found, strict=True))
@@ -233,10 +234,9 @@ def _say_error(clip: Path, exc: SvrtError) -> None:
 
 
 def _open_bundle(path: Path | None) -> Bundle:
-    from . import seal
-    from .cache import built_in_bundle, seal_folder
+    from .cache import open_bundle
 
-    return built_in_bundle(_say) if path is None else seal.load(path, seal_folder())
+    return open_bundle(path, _say)
 
 
 @dataclass
@@ -304,10 +304,7 @@ An evaluation that is interrupted goes on when the same command is given again.
 def evaluate(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="TSV, CSV, JSONL or parquet.", show_default=False)],
     clips: Annotated[Path, typer.Option("--clips", metavar="FOLDER", help="Folder that the table's videos lie in.")],
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
-    ] = None,
+    bundle: _BundleToUse = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder for texts and reports; TABLE-eval here if not given."),
@@ -322,7 +319,7 @@ def evaluate(
         from .evaluation.report import EvaluationDisplay, show
     except ImportError as exc:
         raise SvrtError(f"eval lacks what it needs ({exc}); run: pip install 'svrt[eval]'") from exc
-    from .cache import cache_folder
+    from .cache import engine_folder
     from .runtime.engines import check_backend
     from .runtime.pipeline import Pipeline
 
@@ -332,7 +329,7 @@ def evaluate(
     place = Path(f"{table.stem}-eval") if out is None else out
 
     def open_pipeline() -> Pipeline:
-        return Pipeline(opened, backend, engine_cache=cache_folder() / "engines", say=_say)
+        return Pipeline(opened, backend, engine_cache=engine_folder(), say=_say)
 
     try:
         with EvaluationDisplay() as display:
@@ -454,6 +451,11 @@ _BENCH_EXAMPLES = """
 Exit code: 0 PASS or no limit, 1 FAIL, 3 INCONCLUSIVE.
 """
 
+_BenchFolder = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report; NAME-bench if not given.")
+]
+_AllAsJson = Annotated[bool, typer.Option("--json", help="Print all samples and figures as one JSON object.")]
+
 bench_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 app.add_typer(bench_app, name="bench", epilog=_BENCH_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -461,10 +463,7 @@ app.add_typer(bench_app, name="bench", epilog=_BENCH_EXAMPLES, context_settings=
 @bench_app.callback()
 def bench(
     context: typer.Context,
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
-    ] = None,
+    bundle: _BundleToUse = None,
     clips: Annotated[
         list[Path] | None, typer.Option("--clip", metavar="CLIP", help="Clip, once or more; the sample if not given.")
     ] = None,
@@ -477,10 +476,8 @@ def bench(
     limits: Annotated[
         list[str] | None, typer.Option("--limit", metavar="NAME=NUMBER", help="Such as p99_ms=2500, once or more.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report; NAME-bench if not given.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all samples and figures as one JSON object.")] = False,
+    out: _BenchFolder = None,
+    as_json: _AllAsJson = False,
     backend: _Backend = "auto",
 ) -> None:
     """Measure time, memory and energy of `describe` on this machine, and write HTML, JSON and Markdown."""
@@ -517,14 +514,9 @@ def bench(
     name="growth", epilog="[bold]Example[/bold]\n\n  svrt bench growth --out grown\n\nGiven again, it goes on."
 )
 def bench_growth(
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report; NAME-bench if not given.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all samples and figures as one JSON object.")] = False,
+    bundle: _BundleToUse = None,
+    out: _BenchFolder = None,
+    as_json: _AllAsJson = False,
     backend: _Backend = "auto",
 ) -> None:
     """Measure time and memory against length, resolution and frame rate of a clip, and the number of clips."""

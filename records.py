@@ -1,14 +1,20 @@
-"""Frozen dataclasses from decoded JSON or TOML, every key and type checked."""
+"""Frozen dataclasses from decoded JSON or TOML, every key and type checked; and logs of them, a JSON line each."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, is_dataclass
+import fcntl
+import io
+import json
+import os
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import SvrtError
+from .errors import OutputError, SvrtError
 
 T = TypeVar("T")
+Self = TypeVar("Self", bound="RecordLog[Any]")
 
 
 def from_json(kind: type[T], values: Any, where: str) -> T:
@@ -63,3 +69,65 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     name = getattr(hint, "__name__", str(hint)) if origin is None else origin.__name__
     raise SvrtError(f"{where} = {value!r} must be of type {name}")
+
+
+class RecordLog(Generic[T]):
+    """A file of dataclasses `kind`, a JSON object a line, held by one process. A line that a power cut tore off is
+    dropped.
+
+    `writer` is the program that writes it, for messages, `foreign` what is said of a line that it did not write. Raises
+    `OutputError` where the folder cannot be written, another process writes there, or the file is not such a log.
+    """
+
+    def __init__(self, path: Path, kind: type[T], writer: str, foreign: str | None = None) -> None:
+        self.path, self._kind, self._foreign = path, kind, foreign or f"is not of {writer}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            reason = f"another {writer} writes there; wait for it, or give another --out"
+            raise OutputError(f"{path.parent}: {reason}") from None
+
+    def _unwritable(self, exc: OSError) -> OutputError:
+        return OutputError(f"{self.path}: cannot write there: {exc.strerror}; give another --out")
+
+    def read(self) -> list[T]:
+        """Every whole line so far, in order."""
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")
+        torn = lines.pop()
+        found = [self._parse(number, line) for number, line in enumerate(lines, 1)]
+        if torn:
+            self._file.truncate(self._file.seek(0, io.SEEK_END) - len(torn))
+        return found
+
+    def _parse(self, number: int, line: bytes) -> T:
+        try:
+            return from_json(self._kind, json.loads(line), "")
+        except (ValueError, RecursionError, SvrtError) as exc:
+            raise OutputError(f"{self.path}: line {number} {self._foreign} ({exc}); give another --out") from exc
+
+    def append(self, *records: T) -> None:
+        """Add lines, and wait until they are on the disk."""
+        lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in records]  # type: ignore[call-overload]
+        try:
+            self._file.write("".join(lines).encode("utf-8", "backslashreplace"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+
+    def close(self) -> None:
+        """Let other processes have the file: the lock goes with it."""
+        self._file.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ..errors import OutputError
+from ..runtime.engines.files import write_whole
 from . import markdown as text
 from .compare import Comparison
 from .figures import figures
@@ -81,13 +83,15 @@ def write(report: Report, folder: Path) -> None:
         MARKDOWN: text.markdown(report),
         HTML: page(report),
     }
+    write_files(folder, files)
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Write texts by name, each whole or not at all. Raises `OutputError` where the folder cannot be written."""
     for name, content in files.items():
-        partial = folder / f".{name}.partial"
         try:
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(folder / name)
+            write_whole(folder / name, content.encode())
         except OSError as exc:
-            partial.unlink(missing_ok=True)
             raise OutputError(f"{folder / name}: cannot be written: {exc.strerror}; give another --out") from exc
 
 
@@ -95,7 +99,7 @@ def show(report: Report, folder: Path) -> None:
     """Print a report for a person."""
     screen = console()
     found, judged = figures(report), verdict(report)
-    screen.print(f"{report.bundle} on {text.machine_name(report)}\n")
+    screen.print(f"{report.bundle} on {text.machine_name(report.environment)}\n")
     for title, rows in (("warm, ms", text.warm_rows(found)), ("cold, ms", text.cold_rows(found))):
         screen.print(console_table((title, *text.STATS[1:]), rows), "")
     for name, value in text.key_figures(report, found):

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import seal
 from ..bundle import DECODER, Bundle
-from ..cache import built_in_bundle, seal_folder
+from ..cache import open_bundle
 from ..runtime.decoder import Decoder, is_repacked
 from ..runtime.processors import usable_processors
 
@@ -230,7 +229,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--prefix-repeats", type=int, default=6, help="of a sentence, in the prompt with a long prefix")
     given = parser.parse_args()
-    bundle = built_in_bundle() if given.bundle is None else seal.load(given.bundle, seal_folder())
+    bundle = open_bundle(given.bundle)
     setting = Setting.of(bundle, given.max_tokens)
     long = replace(setting, prefix=setting.prefix + LONG_PREFIX * given.prefix_repeats)
     print(table(f"{bundle.manifest.name}, its own prompt", against_bare_loop(setting, given.rounds)))

@@ -6,12 +6,9 @@ is done, so that a measurement that stops goes on.
 
 from __future__ import annotations
 
-import fcntl
-import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +19,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import OutputError, SvrtError
-from ..records import from_json
+from ..records import RecordLog, from_json
 from .environment import environment
 from .harness import Job, make_ready, measure
 from .samples import STAGES, Curve, Report
@@ -133,10 +130,10 @@ def grow(
 
     Raises `OutputError` where the folder cannot be written, and what `harness.measure` raises.
     """
-    points = (sizes or Sizes()).points()
-    runs = (sizes or Sizes()).runs
+    sizes = sizes or Sizes()
+    points = sizes.points()
     found: dict[Point, Sample] = {}
-    with Log(folder) as log:
+    with RecordLog(folder / LOG, Sample, "svrt bench growth") as log:
         for sample in log.read():
             if (sample.bundle, sample.backend) == (bundle.sha256, backend):
                 found[sample.point] = sample
@@ -145,8 +142,8 @@ def grow(
         for index, point in enumerate(points):
             if point not in found:
                 wanted = [one for one in points if one.axis == CLIPS] if point.axis == CLIPS else [point]
-                samples = _measure(bundle, wanted, folder, backend, runs)
-                log.append(samples)
+                samples = _measure(bundle, wanted, folder, backend, sizes.runs)
+                log.append(*samples)
                 found.update({sample.point: sample for sample in samples})
             one = found[point]
             what = (
@@ -232,54 +229,6 @@ def _frames(point: Point) -> Iterator[np.ndarray]:
         centre = (round(width * (at_s / 2 % 1.0)), round(height * (0.5 + 0.3 * np.sin(3 * at_s))))
         cv2.circle(frame, centre, max(2, height // 12), (40, 110, 230), -1)
         yield frame
-
-
-class Log:
-    """`growth.jsonl` in a folder, held by one process: samples, a JSON object a line. A line that a power cut tore off
-    is dropped.
-
-    Raises `OutputError` where the folder cannot be written, another process writes there, or the file is not a log.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOG
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
-        except OSError as exc:
-            raise OutputError(f"{self.path}: cannot write there: {exc.strerror}; give another --out") from exc
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise OutputError(f"{folder}: another svrt bench growth writes there; wait for it") from None
-
-    def read(self) -> list[Sample]:
-        """Every whole line so far."""
-        self._file.seek(0)
-        lines = self._file.read().split(b"\n")
-        torn = lines.pop()
-        if torn:
-            self._file.truncate(self._file.seek(0, io.SEEK_END) - len(torn))
-        try:
-            return [from_json(Sample, json.loads(line), "") for line in lines]
-        except (ValueError, RecursionError, SvrtError) as exc:
-            raise OutputError(f"{self.path}: is not of svrt bench growth ({exc}); give another --out") from exc
-
-    def append(self, samples: Sequence[Sample]) -> None:
-        """Add lines, and wait until they are on the disk."""
-        try:
-            self._file.write(b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in samples))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as exc:
-            raise OutputError(f"{self.path}: cannot write there: {exc.strerror}; give another --out") from exc
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()  # the lock goes with it
 
 
 def read_growth(path: Path) -> Growth:

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import OutputError
 from . import markdown as text
 from .exponent import Exponent, exponent
 from .growth import CLIPS, JSON, RATE, RESOLUTION, UNITS, WHOLE, Growth, Sample
@@ -126,7 +125,7 @@ def markdown(growth: Growth) -> str:
     """Tables that paste into an issue."""
     found = findings(growth)
     head, *reasons = head_lines(found)
-    parts = [f"## svrt bench growth: {growth.bundle}, {_machine(growth)}"]
+    parts = [f"## svrt bench growth: {growth.bundle}, {text.machine_name(growth.environment)}"]
     parts.append("\n".join([f"**{head}**", *(f"- {reason}" for reason in reasons)]))
     parts.append(text.table(HEAD, rows(found)) + f"\n\n{NOTE}")
     for curve in growth.curves():
@@ -153,7 +152,7 @@ def page(growth: Growth) -> str:
     return render(
         "growth.html.j2",
         growth=growth,
-        machine=_machine(growth),
+        machine=text.machine_name(growth.environment),
         result=head,
         head=head,
         reasons=reasons,
@@ -164,26 +163,18 @@ def page(growth: Growth) -> str:
     )
 
 
-def _machine(growth: Growth) -> str:
-    found = growth.environment
-    return str(found.get("board") or found.get("processor") or "a machine without a name")
-
-
 def write(growth: Growth, folder: Path) -> None:
     """Write the three files, each whole or not at all. Raises `OutputError` where the folder cannot be written."""
-    files = {
-        JSON: json.dumps(to_json(growth), indent=1, allow_nan=False) + "\n",
-        MARKDOWN: markdown(growth),
-        HTML: page(growth),
-    }
-    for name, content in files.items():
-        partial = folder / f".{name}.partial"
-        try:
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(folder / name)
-        except OSError as exc:
-            partial.unlink(missing_ok=True)
-            raise OutputError(f"{folder / name}: cannot be written: {exc.strerror}; give another --out") from exc
+    from .bench import write_files
+
+    write_files(
+        folder,
+        {
+            JSON: json.dumps(to_json(growth), indent=1, allow_nan=False) + "\n",
+            MARKDOWN: markdown(growth),
+            HTML: page(growth),
+        },
+    )
 
 
 def show(growth: Growth, folder: Path) -> None:
@@ -191,6 +182,6 @@ def show(growth: Growth, folder: Path) -> None:
     from .bench import console, console_table
 
     screen, found = console(), findings(growth)
-    screen.print(f"{growth.bundle} on {_machine(growth)}\n")
+    screen.print(f"{growth.bundle} on {text.machine_name(growth.environment)}\n")
     screen.print(console_table(HEAD, rows(found)), "", *head_lines(found), sep="\n")
     screen.print(f"\n{folder / HTML}, {JSON}, {MARKDOWN}")

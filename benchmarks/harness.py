@@ -119,7 +119,7 @@ def make_ready(bundle: Bundle, backend: str) -> None:
     with tempfile.TemporaryFile("w+", errors="replace") as complaints, _child(task, complaints) as child:
         for event in _events(child):
             if event.pop("event") == "error":
-                raise _as_raised(event)
+                raise as_raised(event)
         if child.wait():
             raise _died(child.returncode, complaints)
 
@@ -176,7 +176,7 @@ def _run_process(task: Task, index: int, log: _Log, memory: MemoryRecorder, say:
                     peak = event["peak_rss_mib"]
                     memory.follow(None)
                 elif kind == "error":
-                    raise _as_raised(event)
+                    raise as_raised(event)
             child.wait()
         if peak is None or not ready:
             raise _died(child.returncode, complaints)
@@ -224,7 +224,7 @@ def _run(event: dict[str, Any], process: int, began: float) -> Run:
     return Run(process=process, **event)
 
 
-def _as_raised(event: dict[str, Any]) -> SvrtError:
+def as_raised(event: dict[str, Any]) -> SvrtError:
     """The error that the process met, as the class it was there."""
     kind = getattr(errors, event["kind"], SvrtError)
     found: SvrtError = kind(event["message"])

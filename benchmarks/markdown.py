@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .compare import Comparison
 from .figures import FIRST_TOKEN, MOST_OTHER, WHOLE, Figures, figures
@@ -135,19 +136,16 @@ def verdict_lines(found: Verdict) -> list[str]:
     return [head, *reasons, *held]
 
 
-def machine_name(report: Report) -> str:
+def machine_name(environment: Mapping[str, Any]) -> str:
     """The board, or else the processor."""
-    found = report.environment
-    return str(found.get("board") or found.get("processor") or "a machine without a name")
+    return str(environment.get("board") or environment.get("processor") or "a machine without a name")
 
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
     found, judged = figures(report), verdict(report)
     head, *reasons = verdict_lines(judged)
-    parts = [
-        f"## svrt bench: {report.bundle}, {report.environment.get('board') or report.environment.get('processor')}"
-    ]
+    parts = [f"## svrt bench: {report.bundle}, {machine_name(report.environment)}"]
     parts.append("\n".join([f"**{head}**", *(f"- {reason}" for reason in reasons)]))
     parts.append("### Warm\n\n" + table(STATS, warm_rows(found)) + f"\n\n{NOTE}")
     if len(report.clips) > 1:

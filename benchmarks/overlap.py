@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import seal
-from ..cache import built_in_bundle, cache_folder, seal_folder
+from ..cache import engine_folder, open_bundle
 from ..errors import SvrtError
 from ..runtime.pipeline import Description, Pipeline
 from .bench import SAMPLE
@@ -66,9 +65,9 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
-    bundle = built_in_bundle() if given.bundle is None else seal.load(given.bundle, seal_folder())
+    bundle = open_bundle(given.bundle)
     clips = given.clip or [SAMPLE] * CLIPS
-    with Pipeline(bundle, given.backend, engine_cache=cache_folder() / "engines") as pipeline:
+    with Pipeline(bundle, given.backend, engine_cache=engine_folder()) as pipeline:
         found = measure(pipeline, clips, given.rounds)
     print(f"{bundle.manifest.name}, {len(clips)} clips, {given.rounds} rounds\n")
     print("| one by one, clips/s | next read ahead, clips/s | ratio |\n| --- | --- | --- |")

@@ -39,7 +39,7 @@ def page(report: Report) -> str:
     return render(
         "report.html.j2",
         report=report,
-        machine=text.machine_name(report),
+        machine=text.machine_name(report.environment),
         result=judged.result or "NONE",
         head=head,
         reasons=reasons,

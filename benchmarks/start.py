@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .. import seal
 from ..bundle import Bundle
-from ..cache import built_in_bundle, seal_folder
+from ..cache import open_bundle, seal_folder
 from ..errors import SvrtError
 from .growth import LENGTH, Point, write_clip
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="bundle to use; the built-in one if not given")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
-    bundle = built_in_bundle() if given.bundle is None else seal.load(given.bundle, seal_folder())
+    bundle = open_bundle(given.bundle)
     found = measure(bundle, given.rounds)
     size = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     print(f"{bundle.manifest.name}, {size:.0f} MB, a clip of {CLIP_S:g} s, {given.rounds} new processes each\n")

@@ -37,13 +37,12 @@ class Task:
 
 def perform(task: Task, say: TextIO) -> None:
     """Do the task and write events to `say`. Raises `SvrtError` where the bundle or a clip cannot be used."""
-    from .. import seal
-    from ..cache import cache_folder, seal_folder
+    from ..cache import engine_folder, open_bundle
     from ..runtime.pipeline import Pipeline
 
     imported = time.monotonic()
-    bundle = seal.load(task.bundle, seal_folder())
-    with Pipeline(bundle, task.backend, engine_cache=cache_folder() / "engines") as pipeline:
+    bundle = open_bundle(task.bundle)
+    with Pipeline(bundle, task.backend, engine_cache=engine_folder()) as pipeline:
         ready = {"imported": imported, "loaded": time.monotonic(), "backends": pipeline.backends}
         _write(say, "ready", **ready, versions=versions())
         if not task.clips:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import OutputError
+from ..runtime.engines.files import write_whole
 from . import labels, richness, truth
 from .bootstrap import LEVEL, RESAMPLES, SEED, Estimate
 from .run import Said
@@ -268,13 +268,7 @@ def write(found: Evaluation, folder: Path) -> None:
     texts = {JSON: json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n"}
     texts |= {MARKDOWN: markdown(found), CLIPS: clip_table(found)}
     for name, text in texts.items():
-        partial = folder / f".{name}.partial"
         try:
-            with partial.open("wb") as handle:
-                handle.write(text.encode("utf-8", "backslashreplace"))
-                handle.flush()
-                os.fsync(handle.fileno())
-            partial.replace(folder / name)
+            write_whole(folder / name, text.encode("utf-8", "backslashreplace"))
         except OSError as exc:
-            partial.unlink(missing_ok=True)
             raise OutputError(f"{folder / name}: cannot write there: {exc.strerror}") from exc

@@ -7,17 +7,14 @@ backend asked for; a clip that failed is tried again.
 
 from __future__ import annotations
 
-import fcntl
-import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import ClipError, DecoderError, EngineError, OutputError, SvrtError
-from ..records import from_json
+from ..errors import ClipError, DecoderError, EngineError
+from ..records import RecordLog
 from ..runtime.pipeline import Pipeline
 from .table import Row
 
@@ -77,55 +74,11 @@ def _key(task: Task) -> tuple[object, ...]:
     return (row.video, row.reference, labels, task.bytes, task.modified_ns, task.bundle, task.backend)
 
 
-class Log:
-    """`clips.jsonl` in a folder, held by one process. A line that a power cut tore off is dropped.
-
-    Raises `OutputError` where the folder cannot be written, another process writes there, or the file is not a log.
-    """
+class Log(RecordLog[Said]):
+    """`clips.jsonl` in a folder; see `RecordLog`."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / LOG
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
-        except OSError as exc:
-            raise OutputError(f"{self.path}: cannot write there: {exc.strerror}") from exc
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise OutputError(f"{folder}: another svrt eval writes there; wait for it, or give another --out") from None
-
-    def read(self) -> list[Said]:
-        """Every whole line so far, in order."""
-        self._file.seek(0)
-        lines = self._file.read().split(b"\n")
-        torn = lines.pop()
-        said = [self._parse(number, line) for number, line in enumerate(lines, 1)]
-        if torn:
-            self._file.truncate(self._file.seek(0, io.SEEK_END) - len(torn))
-        return said
-
-    def _parse(self, number: int, line: bytes) -> Said:
-        try:
-            return from_json(Said, json.loads(line), "")
-        except (ValueError, RecursionError, SvrtError) as exc:
-            raise OutputError(f"{self.path}: line {number} is not of svrt eval ({exc}); give another --out") from exc
-
-    def append(self, said: Said) -> None:
-        """Add a line, and wait until it is on the disk."""
-        try:
-            self._file.write(json.dumps(asdict(said), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as exc:
-            raise OutputError(f"{self.path}: cannot write there: {exc.strerror}") from exc
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()  # the lock goes with it
+        super().__init__(folder / LOG, Said, "svrt eval")
 
 
 def describe_all(

@@ -166,14 +166,15 @@ def _record(graph: Path, kept: list[str], cosine: float, clips: Clips) -> Int8Re
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     weights = {node.name: sizes[node.input[1]] for node in _products(model)}
     kept = [name for name in weights if name in kept or name in KEPT]
+    calibration, judged = clips.hashes()
     share = 1 - sum(weights[name] for name in kept) / sum(weights.values())
     return Int8Record(
         products=len(weights),
         int8=len(weights) - len(kept),
         share=round(share, 4),
         kept=kept,
-        calibration=clips.hashes()[0],
-        judged=clips.hashes()[1],
+        calibration=calibration,
+        judged=judged,
         cosine=round(cosine, 8),
         limit=COSINE,
         speed=0.0,

@@ -72,7 +72,7 @@ class Sampler:
     def __init__(self, spec: SamplerSpec, vgg16: Engine, batch: int | None = None) -> None:
         self.spec = spec
         self._vgg16 = vgg16
-        self._batch = batch or (VGG_BATCH if vgg16.device != "cpu" else cached_batch(spec.size))
+        self._batch = batch or suited_batch(vgg16, spec.size)
         self._norm = Normalisation(spec.channels, spec.scale, spec.mean, spec.std)
 
     def pick(self, candidates: Candidates) -> list[int]:
@@ -102,6 +102,11 @@ class Sampler:
 
     def _tensor(self, images: list[np.ndarray]) -> np.ndarray:
         return normalise(np.stack(images), self._norm)
+
+
+def suited_batch(vgg16: Engine, size: int) -> int:
+    """Frames of `size` x `size` pixels that suit the engine's device at a time."""
+    return cached_batch(size) if vgg16.device == "cpu" else VGG_BATCH
 
 
 def cached_batch(size: int) -> int:

@@ -19,13 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ... import seal
 from ...bundle import Bundle
-from ...cache import built_in_bundle, seal_folder
+from ...cache import open_bundle
 from ...errors import SvrtError
 from ..bench import SAMPLE
 from ..environment import environment
 from ..harness import describe_clip
+from ..markdown import machine_name
 from ..statistics import Ratio
 from .contestants import DECODE, DESCRIBE, PEERS, STAGES, TIMED, Peer, Task
 from .duel import FAILED, Duel, PeerError, fight, prepare
@@ -147,9 +147,8 @@ def report(bundle: Bundle, clip: Path, runs: int, duels: Sequence[Duel], before:
 
 def _title(bundle: Bundle, clip: Path, runs: int, before: dict[str, Any]) -> str:
     found = describe_clip(clip)
-    machine = before.get("board") or before.get("processor") or "a machine without a name"
     return (
-        f"## svrt and its peers: {bundle.manifest.name}, {machine}, {before['cores']} processors\n\n"
+        f"## svrt and its peers: {bundle.manifest.name}, {machine_name(before)}, {before['cores']} processors\n\n"
         f"{found.name}: {found.width}x{found.height}, {found.frames} frames; {runs} runs each; load before "
         f"{before.get('load_before')}; {', '.join(f'{name} {number}' for name, number in versions().items())}\n"
     )
@@ -166,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process stays behind
     try:
-        bundle = built_in_bundle() if given.bundle is None else seal.load(given.bundle, seal_folder())
+        bundle = open_bundle(given.bundle)
         before, runs = environment(), max(1, given.runs)
         duels = measure(bundle, given.clip, runs, given.only, given.against)
         found = report(bundle, given.clip, runs, duels, before)

@@ -20,9 +20,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from ... import errors
 from ...errors import SvrtError
 from ...runtime.engines.trial import least_cosine
+from ..harness import as_raised
 from .contestants import OURS, Outputs, Task
 from .worker import PREPARE
 
@@ -99,8 +99,7 @@ class Child:
         if kind == "failed":
             raise PeerError(FAILED, found["why"])
         if kind == "error":
-            raised: type[SvrtError] = getattr(errors, found["kind"], SvrtError)
-            raise raised(found["message"])
+            raise as_raised(found)
         if kind != event:
             raise PeerError(FAILED, self._how_it_died())
         return dict(found)

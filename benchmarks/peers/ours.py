@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ...bundle import ENCODER, VGG16, Bundle
-from ...cache import cache_folder
+from ...cache import engine_folder
 from ...runtime.engines import AUTO, Engine
 from ...runtime.engines import load as load_engine
 from ...runtime.pipeline import Pipeline, engine_store
-from ...runtime.sampler import VGG_BATCH, Candidates, Sampler, cached_batch, select
+from ...runtime.sampler import Candidates, Sampler, select, suited_batch
 from ...runtime.video import Frame, read_candidates
 from ..decoder import Setting
 from .contestants import (
@@ -51,7 +51,7 @@ def load(task: Task) -> Contestant:
 
 def _engine(bundle: Bundle, name: str, exact: bool = False) -> Engine:
     """As `Pipeline` loads it."""
-    store = engine_store(bundle, cache_folder() / "engines")
+    store = engine_store(bundle, engine_folder())
     return load_engine(bundle.file(name), AUTO, bundle.manifest.files[name].precision, store, exact=exact)
 
 
@@ -60,7 +60,7 @@ class _Vgg16:
         bundle = load_bundle(task)
         self._engine = _engine(bundle, VGG16, exact=True)
         self.precision = f"{self._engine.name} {self._engine.precision}"
-        self._batch = cached_batch(bundle.manifest.sampler.size) if self._engine.device == "cpu" else VGG_BATCH
+        self._batch = suited_batch(self._engine, bundle.manifest.sampler.size)
         self.note = f"{self._batch} at a time"
         self._images = inputs(task.prepared)["images"]
 
@@ -156,7 +156,7 @@ class _Describe:
 
     def __init__(self, task: Task) -> None:
         self._clip = Path(task.clip)
-        self._pipeline = Pipeline(load_bundle(task), engine_cache=cache_folder() / "engines")
+        self._pipeline = Pipeline(load_bundle(task), engine_cache=engine_folder())
         self.precision = ", ".join(dict.fromkeys(self._pipeline.backends.values()))
 
     def run(self) -> dict[str, float]:

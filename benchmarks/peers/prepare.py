@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ... import seal
 from ...bundle import VGG16, Bundle
-from ...cache import seal_folder
+from ...cache import engine_folder, open_bundle
 from ...errors import ClipError
 from .contestants import BFLOAT16, FLOAT32, Task
 
@@ -41,7 +40,7 @@ class Prompt:
 
 def load_bundle(task: Task) -> Bundle:
     """The bundle of a task; its hashes were checked by whoever began."""
-    return seal.load(task.bundle, seal_folder())
+    return open_bundle(task.bundle)
 
 
 def inputs(folder: Path) -> dict[str, np.ndarray]:
@@ -62,7 +61,7 @@ def write_inputs(task: Task) -> None:
     candidates, _ = read_candidates(task.clip, sampler.candidates, lambda: Candidates(sampler, encoder))
     if len(candidates) <= sampler.keyframes:
         raise ClipError(f"{task.clip}: {len(candidates)} frames; a sampler needs more than {sampler.keyframes} here")
-    with Pipeline(bundle, engine_cache=_engines()) as pipeline:
+    with Pipeline(bundle, engine_cache=engine_folder()) as pipeline:
         features = pipeline.sampler.features(candidates)
         picks = select(features, sampler.keyframes, sampler.seed)
         views = np.stack([candidates.views[pick] for pick in picks])
@@ -76,12 +75,6 @@ def write_inputs(task: Task) -> None:
     np.savez(task.prepared / INPUTS, images=images, features=features, pixels=pixels, tokens=tokens)
     prompt = Prompt(prefix, suffix, _ends(bundle), bundle.manifest.decoder.max_tokens)
     (task.prepared / PROMPT).write_text(json.dumps(asdict(prompt)), encoding="utf-8")
-
-
-def _engines() -> Path:
-    from ...cache import cache_folder
-
-    return cache_folder() / "engines"
 
 
 def _ends(bundle: Bundle) -> list[int]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import io
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import OutputError, SvrtError
+from ...errors import OutputError
 from ...models.pocket.renderer import Event
-from ...records import from_json
+from ...records import RecordLog
 from ..labels import stated
 from .footage import Footage
 from .variants import Variant
@@ -48,35 +44,19 @@ class Result:
 class Journal:
     """`clips.jsonl` in a folder, held by one process until `close`, and the results of one bundle in it.
 
-    A line that a power cut tore off is dropped. Raises `OutputError` where the file is not such a journal or another
-    process holds it, `OSError` where it cannot be written.
+    Raises `OutputError` as `RecordLog` does.
     """
 
     def __init__(self, folder: Path, bundle: str) -> None:
-        self._path, self._bundle = folder / NAME, bundle
+        self._bundle = bundle
         self._results: dict[tuple[str, str, str, str], Result] = {}
-        self._file = self._path.open("a+b")
+        self._log = RecordLog(folder / NAME, Result, "run", "is of another program or version")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._read()
-        except BlockingIOError:
-            self.close()
-            raise OutputError(f"{folder}: another run writes there; wait for it, or give another --out") from None
+            for result in self._log.read():
+                self._remember(result)
         except OutputError:
             self.close()
             raise
-
-    def _read(self) -> None:
-        self._file.seek(0)
-        lines = self._file.read().split(b"\n")
-        torn = lines.pop()
-        for number, line in enumerate(lines, start=1):
-            try:
-                self._remember(from_json(Result, json.loads(line), ""))
-            except (ValueError, SvrtError) as exc:
-                reason = f"line {number} is of another program or version ({exc})"
-                raise OutputError(f"{self._path}: {reason}; give another --out") from exc
-        self._file.truncate(self._file.seek(0, io.SEEK_END) - len(torn))
 
     def _remember(self, result: Result) -> None:
         if result.bundle == self._bundle:
@@ -88,15 +68,13 @@ class Journal:
 
     def append(self, results: Sequence[Result]) -> None:
         """Keep one clip's results, on the disk before this returns."""
-        self._file.write(b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in results))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._log.append(*results)
         for result in results:
             self._remember(result)
 
     def close(self) -> None:
         """Let other processes have the file."""
-        self._file.close()
+        self._log.close()
 
     def __enter__(self) -> Journal:
         return self

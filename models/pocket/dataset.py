@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +37,7 @@ OTHER_COLOURS = 0.3  # share of views whose colours change places: red rims are 
 MAX_CANDIDATES = 64  # frames a clip is thinned to before 16 are chosen
 PATCH = 16
 GRID = FRAME_SIZE // PATCH
+BLOCK = 250  # clips made and kept at a time
 RENDERED_HELD_OUT = 1_000_000_000  # seeds from here on are never trained on
 
 
@@ -210,22 +211,25 @@ def _render_stored(seed: int) -> StoredClip:
     return StoredClip(f"rendered-{seed}", jpegs, truth.shot, truth.view, ball, truth.ring * share)
 
 
-def _renderer_version() -> str:
-    """A short hash of what the renderer draws, so that a changed renderer is not answered from the cache."""
-    pixels = b"".join(renderer.render(seed, size=64).frames.tobytes() for seed in range(3))
-    return hashlib.sha256(pixels).hexdigest()[:8]
+def _digest(films: Iterable[Array]) -> str:
+    return hashlib.sha256(b"".join(film.tobytes() for film in films)).hexdigest()[:8]
 
 
 def rendered_clips(first_seed: int, count: int, cache: Path, processes: int = 2) -> list[StoredClip]:
-    """Clips of the seeds from `first_seed`, rendered in blocks of 250 that are kept in the cache."""
+    """Clips of the seeds from `first_seed`, rendered in blocks that are kept in the cache."""
+    look = _digest(renderer.render(seed, size=64).frames for seed in range(3))
+    return _made(_render_stored, f"rendered-{look}", range(first_seed, first_seed + count), cache, processes)
+
+
+def _made(make: Callable[[int], StoredClip], name: str, seeds: range, cache: Path, processes: int) -> list[StoredClip]:
+    """`make(seed)` for each of `seeds`, in blocks of `BLOCK` that are kept in the cache under `name`."""
     clips: list[StoredClip] = []
-    version = _renderer_version()
-    for start in range(first_seed, first_seed + count, 250):
-        block = min(250, first_seed + count - start)
-        path = cache / f"rendered-{version}-{start}-{block}.npz"
+    for start in seeds[::BLOCK]:
+        block = range(start, min(start + BLOCK, seeds.stop))
+        path = cache / f"{name}-{start}-{len(block)}.npz"
         if not path.exists():
             with _workers(processes) as pool:
-                _store(path, list(pool.map(_render_stored, range(start, start + block), chunksize=10)))
+                _store(path, list(pool.map(make, block, chunksize=10)))
         clips.extend(_load(path))
     return clips
 
@@ -242,17 +246,9 @@ def _film_stored(seed: int) -> StoredClip:
 
 
 def clips_elsewhere(first_seed: int, count: int, cache: Path, processes: int = 2) -> list[StoredClip]:
-    """Footage without a hoop of the seeds from `first_seed`, made in blocks of 250 that are kept in the cache."""
-    look = b"".join(elsewhere.film(seed, 64, _photos()).tobytes() for seed in range(3))
-    version, clips = hashlib.sha256(look).hexdigest()[:8], list[StoredClip]()
-    for start in range(first_seed, first_seed + count, 250):
-        block = min(250, first_seed + count - start)
-        path = cache / f"elsewhere-{version}-{start}-{block}.npz"
-        if not path.exists():
-            with _workers(processes) as pool:
-                _store(path, list(pool.map(_film_stored, range(start, start + block), chunksize=10)))
-        clips.extend(_load(path))
-    return clips
+    """Footage without a hoop of the seeds from `first_seed`, made in blocks that are kept in the cache."""
+    look = _digest(elsewhere.film(seed, 64, _photos()) for seed in range(3))
+    return _made(_film_stored, f"elsewhere-{look}", range(first_seed, first_seed + count), cache, processes)
 
 
 def strata(count: int, rng: np.random.Generator) -> Array:
