@@ -4,6 +4,9 @@ Runs of one process resemble each other more than runs of two: memory lies elsew
 So processes are drawn again with replacement, and runs within each (the bootstrap for nested data: Davison and
 Hinkley, Bootstrap Methods and their Application, 1997, section 3.8); each clip keeps its number of runs. Few processes
 make that too narrow; it is widened as Student's t widens the normal interval.
+
+That knows nothing of a machine that drifts over minutes, and leaves two benchmarks one after the other at different
+paces. How far it may have wandered between them is taken from how far it did within each: `Ratio` has it.
 """
 
 from __future__ import annotations
@@ -96,7 +99,12 @@ def flat(groups: Groups) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of medians, B over A, and its 95 % interval [low, high]."""
+    """A ratio of medians, B over A, and its 95 % interval [low, high].
+
+    The interval is the bootstrap's and, in quadrature, twice the squares of what the first and the last processes of A
+    differ by, and those of B: of a random walk, the means of two stretches differ by twice the variance of those half
+    as long.
+    """
 
     ratio: float
     low: float
@@ -114,20 +122,32 @@ def ratio(pairs: Sequence[tuple[Groups, Groups]]) -> Ratio | None:
     `pairs` has for each clip the groups of A and those of B. None where a clip has no samples, or one is not above
     0.
     """
-    rng, logs, centre = np.random.default_rng(SEED), np.zeros(RESAMPLES), 0.0
+    rng, logs, centre, drifts = np.random.default_rng(SEED), np.zeros(RESAMPLES), 0.0, np.zeros(2)
     fewest = 10**9
-    for before, after in pairs:
-        fewest = min(fewest, len(before), len(after))
-        for groups, sign in ((before, -1.0), (after, 1.0)):
+    for pair in pairs:
+        fewest = min(fewest, *map(len, pair))
+        for side, (groups, sign) in enumerate(zip(pair, (-1.0, 1.0), strict=True)):
             values = flat(groups)
             if not len(values) or values.min() <= 0:
                 return None
-            centre += sign * math.log(float(median(values)))
-            logs += sign * np.log(_drawn(groups, median, rng))
+            centre += sign * math.log(float(median(values))) / len(pairs)
+            logs += sign * np.log(_drawn(groups, median, rng)) / len(pairs)
+            drifts[side] += _drift(groups) / len(pairs)
     if not pairs:
         return None
-    low, high = _widened(centre / len(pairs), logs / len(pairs), fewest)
-    return Ratio(*(math.exp(value) for value in (centre / len(pairs), low, high)))
+    low, high = _widened(centre, logs, fewest)
+    wandered = math.sqrt(2) * math.hypot(*drifts)
+    low, high = centre - math.hypot(centre - low, wandered), centre + math.hypot(high - centre, wandered)
+    return Ratio(math.exp(centre), math.exp(low), math.exp(high))
+
+
+def _drift(groups: Groups) -> float:
+    """Logarithm of the median of the last processes over that of the first, 0 for a single process."""
+    half = len(groups) // 2
+    if half == 0:
+        return 0.0
+    first, last = flat(groups[:half]), flat(groups[-half:])
+    return math.log(float(median(last)) / float(median(first)))
 
 
 def _drawn(groups: Groups, statistic: Statistic, rng: np.random.Generator) -> np.ndarray:

@@ -406,6 +406,19 @@ def test_the_same_build_differs_by_less_than_the_interval_19_times_in_20(between
     assert missed <= 0.05 * pairs, missed
 
 
+@pytest.mark.parametrize(("spread", "kept"), [(0.03, 0.9), (0.04, 0.98), (0.06, 0.99)])
+def test_a_machine_that_drifts_over_minutes_does_not_make_a_build_differ_from_itself(spread, kept):
+    """200 pairs in a row on a machine whose pace wanders by `spread` and keeps `kept` of it from run to run."""
+    rng, missed, pairs = np.random.default_rng(6), 0, 200
+    for _ in range(pairs):
+        pace = [rng.normal(0, spread)]
+        for _ in range(39):
+            pace.append(kept * pace[-1] + rng.normal(0, spread * (1 - kept**2) ** 0.5))
+        times = np.exp(np.array(pace) + rng.normal(0, 0.02, 40)).reshape(2, 5, 1, 4)
+        missed += ratio([(times[0].tolist(), times[1].tolist())]).seen
+    assert missed <= 0.05 * pairs, missed
+
+
 def test_a_ratio_over_clips_is_the_geometric_mean():
     a, b = [[[10.0] * 4]] * 5, [[[20.0] * 4]] * 5
     found = ratio([(a, b), (b, b)])
