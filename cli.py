@@ -50,7 +50,9 @@ _Backend = Annotated[
 
 def _say(text: str) -> None:
     """A line for a person, on stderr: stdout is the result's."""
-    print(f"svrt: {text}", file=sys.stderr, flush=True)
+    from .runtime.complaints import say
+
+    say(f"svrt: {text}")
 
 
 def _version(wanted: bool) -> None:

@@ -6,12 +6,8 @@ to a collector as it is decoded.
 
 from __future__ import annotations
 
-import os
-import re
 import stat
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -21,18 +17,14 @@ import numpy as np
 
 from ..errors import ClipError
 from ..kernels.preprocess import resize
+from .complaints import decoder_complaints
 
 # A decoder keeps up to 17 frames for reference: 12.6 Mpixel (4096 x 3072) bounds that at about 0.4 GB, which fits on
 # an 8 GB board beside the models. 8K would need 1 GB and more.
 MAX_PIXELS = 4096 * 3072
 MIN_FRAMES = 2
 MISSING_SHARE = 0.25  # of the declared frames; below it, containers with edit lists and variable rates are simply wrong
-MAX_COMPLAINTS = 100  # of libav kept a pass
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n")  # FFmpeg would open the files that these name
-_LAST_LINE = b"\0svrt: decoded\n"
-_stderr_is_ours = threading.Lock()
-_LIBAV_LINE = re.compile(r"^\[(?P<codec>[\w,/.+ -]+) @ 0x[0-9a-f]+\] ?(?P<message>.*)$")
-_NOISE = re.compile(r"^\s*Last message repeated \d+ times$|^\[ ?[A-Z]+:\d+@|^OpenCV: ")  # libav's echo, OpenCV's log
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def check_file(path: Path) -> None:
 def _read(path: Path, known: int | None, limit: int, collector: Collector) -> _Pass:
     """One pass: grab every frame, convert and collect the candidates. `known` is the frame count of an earlier pass."""
     found = _Pass()
-    with _decoder_complaints() as found.complaints:
+    with decoder_complaints() as found.complaints:
         capture = _open(path)
         try:
             if not capture.isOpened():
@@ -182,46 +174,3 @@ def _grab(capture: cv2.VideoCapture, wanted: set[int], found: _Pass) -> Iterator
             image = resize(image, shape[1], shape[0])
         found.kept.append(index)
         yield Frame(index, time_s, image)
-
-
-@contextmanager
-def _decoder_complaints() -> Iterator[list[str]]:
-    """Collect what libav says about damage: OpenCV gives out frames without saying that they were patched.
-
-    libav writes errors to file descriptor 2 of the process, so while one clip is decoded that is a pipe, and another
-    thread's clip waits. Lines of anyone else are passed on.
-    """
-    complaints: list[str] = []
-    with _stderr_is_ours:
-        try:
-            saved = os.dup(2)
-        except OSError:  # no stderr at all, as in some services
-            yield complaints
-            return
-        source, sink = os.pipe()
-        listener = threading.Thread(target=_listen, args=(source, saved, complaints), daemon=True)
-        listener.start()
-        os.dup2(sink, 2)
-        try:
-            yield complaints
-        finally:
-            os.dup2(saved, 2)
-            os.write(sink, _LAST_LINE)  # not by end of file: a child started meanwhile may hold the pipe open
-            listener.join()
-            os.close(sink)
-            os.close(saved)
-
-
-def _listen(source: int, stderr: int, complaints: list[str]) -> None:
-    """Sort the pipe's lines until `_LAST_LINE`: libav's are kept, `MAX_COMPLAINTS` of them, others' go to `stderr`."""
-    with os.fdopen(source, "rb") as lines:
-        for line in lines:
-            if line.endswith(_LAST_LINE):
-                return
-            text = line.decode(errors="replace").rstrip("\n")
-            match = _LIBAV_LINE.match(text)
-            if match:
-                if len(complaints) < MAX_COMPLAINTS:
-                    complaints.append(f"{match['codec']}: {match['message']}".rstrip(": "))
-            elif text.strip() and not _NOISE.match(text):
-                os.write(stderr, line)

@@ -1,5 +1,6 @@
 """Reading clips: which frames, at which times, upright, in bounded memory, and what is said of damaged ones."""
 
+import io
 import os
 import wave
 
@@ -9,6 +10,7 @@ import pytest
 from conftest import moving_ball, rotate_metadata, write_video
 from svrt.errors import ClipError
 from svrt.runtime import video
+from svrt.runtime.complaints import decoder_complaints, say
 
 
 class Kept:
@@ -83,10 +85,40 @@ def test_garbage_in_the_middle_is_described_with_a_warning(tmp_path):
 
 
 def test_what_others_write_to_stderr_meanwhile_is_passed_on(capfd):
-    with video._decoder_complaints() as complaints:
+    with decoder_complaints() as complaints:
         os.write(2, b"[h264 @ 0x55d0c0ffee00] error while decoding MB 3 4\n[mystery] someone else's line\n")
     assert complaints == ["h264: error while decoding MB 3 4"]
     assert capfd.readouterr().err == "[mystery] someone else's line\n"
+
+
+def test_the_end_of_a_line_may_come_after_decoding(capfd):
+    with decoder_complaints() as complaints:
+        os.write(2, b"someone else's")
+    os.write(2, b" line\n")
+    assert complaints == []
+    assert capfd.readouterr().err == "someone else's line\n"
+
+
+def test_what_svrt_says_meanwhile_comes_at_once_and_in_order(capfd):
+    say("before")
+    with decoder_complaints() as complaints:
+        os.write(2, b"[h264 @ 0x55d0c0ffee00] error while decoding MB 3 4\n")
+        say("[h264 @ 0x0] svrt speaks of a decoder")
+        assert capfd.readouterr().err == "before\n[h264 @ 0x0] svrt speaks of a decoder\n"
+    say("after")
+    assert complaints == ["h264: error while decoding MB 3 4"]
+    assert capfd.readouterr().err == "after\n"
+
+
+def test_what_svrt_says_goes_where_a_program_has_put_stderr(capfd, monkeypatch):
+    elsewhere = io.StringIO()
+    monkeypatch.setattr("sys.stderr", elsewhere)
+    with decoder_complaints():
+        say("hello")
+    monkeypatch.setattr("sys.stderr", None)
+    say("nobody hears this")
+    assert elsewhere.getvalue() == "hello\n"
+    assert capfd.readouterr().err == ""
 
 
 def test_clips_read_in_several_threads_keep_their_warnings_and_stderr(tmp_path, clip, capfd):
