@@ -15,7 +15,7 @@ import pytest
 from conftest import moving_ball, write_video
 from small_report import MS, small_report
 from small_system import write_system
-from svrt.benchmarks import bench, harness, memory, worker
+from svrt.benchmarks import bench, harness, memory, repeat, worker
 from svrt.benchmarks.compare import compare
 from svrt.benchmarks.energy import Meter
 from svrt.benchmarks.environment import environment, l4t
@@ -417,6 +417,18 @@ def test_a_machine_that_drifts_over_minutes_does_not_make_a_build_differ_from_it
         times = np.exp(np.array(pace) + rng.normal(0, 0.02, 40)).reshape(2, 5, 1, 4)
         missed += ratio([(times[0].tolist(), times[1].tolist())]).seen
     assert missed <= 0.05 * pairs, missed
+
+
+def test_a_build_is_held_against_itself_as_often_as_asked(bundle, clips, tmp_path):
+    found = list(repeat.repeat(bundle, clips[0], tmp_path, rounds=2, runs=2, backend="onnxruntime"))
+    assert [path.name for path in sorted(tmp_path.glob("*/bench.json"))] == ["bench.json"] * 3
+    assert [(one.a, one.b) for one in found] == [
+        (str(tmp_path / str(k) / "bench.json"), str(tmp_path / str(k + 1) / "bench.json")) for k in range(2)
+    ]
+    rows = {row[0]: row[1:] for row in repeat.rows(found)}
+    alike = sum(row.low <= 1 <= row.high for one in found for row in one.rows if row.stage == "whole")
+    assert rows["whole"][0] == f"{alike} of 2"
+    assert rows["cold"][0].endswith(" of 2") and rows["whole"][2].startswith("±")
 
 
 def test_a_ratio_over_clips_is_the_geometric_mean():
