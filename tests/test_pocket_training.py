@@ -189,11 +189,23 @@ def test_a_caption_is_ended_and_its_attributes_weigh_more(describer: Describer, 
 
 
 def test_a_schedule_warms_up_and_comes_down() -> None:
-    schedule = Schedule(steps=100, rate=1.0)
+    schedule = Schedule((100,), rate=1.0)
     rates = [schedule.rate_at(step) for step in range(101)]
     assert rates[0] < 0.1
     assert max(rates) == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.02)
+
+
+def test_a_second_round_begins_anew_at_half_the_rate() -> None:
+    schedule = Schedule((100, 60), rate=1.0)
+    assert schedule.steps == 160
+    assert schedule.progress_at(99) == 0.99
+    assert schedule.progress_at(100) == 0.0
+    assert schedule.progress_at(130) == 0.5
+    second = [schedule.rate_at(step) for step in range(100, 161)]
+    assert second[0] < 0.1
+    assert max(second) == pytest.approx(0.5)
+    assert second[60] == pytest.approx(0.01)
 
 
 def test_an_average_is_the_mean_of_steps_that_fade() -> None:

@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 World = Literal["place", "photo", "beside", "far"]
 
 MIN_FRAMES = 30
-FAR_RING = 0.07  # widest ring of a hoop far away, share of the picture's width; a rim camera's is 0.19 to 0.40
+FAR_RING = 0.10  # widest ring of a hoop far away, share of the picture's width; a rim camera's is 0.13 and more
 RING_HEIGHT = 3.05  # m above the floor (FIBA Official Basketball Rules)
 CANVAS = 1.7  # side of what is drawn, in picture sides: what a camera pans over
 # Width over height of what is filmed; the runtime stretches it to a square.
@@ -74,7 +74,7 @@ def film(seed: int, size: int = 224, photos: Sequence[Array] = ()) -> Array:
 def set_stage(rng: np.random.Generator, size: int, photos: Sequence[Array] = ()) -> Stage:
     """Choose a world and who moves in it, and draw what stands still."""
     worlds: tuple[World, ...] = ("place", "photo", "beside", "far")
-    shares = (0.49, 0.31, 0.04, 0.16) if len(photos) else (0.75, 0.0, 0.05, 0.20)
+    shares = (0.42, 0.24, 0.04, 0.30) if len(photos) else (0.60, 0.0, 0.05, 0.35)
     world = worlds[int(rng.choice(4, p=shares))]
     side = round(CANVAS * size)
     shape = float(rng.choice(SHAPES, p=(0.5, 0.15, 0.15, 0.05, 0.15)))

@@ -192,10 +192,8 @@ def report(title: str, said: Sequence[Answer], each: bool = False) -> None:
         print(f"  {answer.name}  {truth}  {answer.text}{sure}")
 
 
-def agreement(bundle: Path, describer: Describer, clips: Sequence[StoredClip], rim: Path) -> str:
-    """How often the exported bundle and PyTorch in float32 state the same outcome of real clips."""
-    floats = answers(describer, clips)
-    exported = bundle_answers(bundle, {rim / clip.name: clip.shot for clip in clips})
+def agreement(floats: Sequence[Answer], exported: Sequence[Answer]) -> str:
+    """How often two chains state the same outcome of the same clips."""
     return _score(
         "same outcome",
         [(_outcome_said(parse(a.text)), _outcome_said(parse(b.text))) for a, b in zip(floats, exported, strict=True)],
@@ -217,10 +215,13 @@ def report_bundle(args: argparse.Namespace) -> None:
         others = dict.fromkeys(sorted(args.elsewhere.glob("*.mp4")))
         report("no hoop in view, exported bundle", bundle_answers(args.bundle, others), args.each)
     if args.agreement:
-        real = [c for split in ("train", "val") for c in real_clips(args.rim, split, args.cache, args.threads)]
+        trained = real_clips(args.rim, "train", args.cache, args.threads)
+        real = [*trained, *real_clips(args.rim, "val", args.cache, args.threads)]
+        exported = bundle_answers(args.bundle, {args.rim / clip.name: clip.shot for clip in real})
+        report("real clips that it was trained on, exported bundle", exported[: len(trained)])
         picked = with_picks(real, args.weights / weights.VGG_NAME, args.cache, args.rim)
-        describer = weights.load_describer(args.weights, smollm_path())
-        print(f"\nPyTorch against the bundle: {agreement(args.bundle, describer, picked, args.rim)}")
+        floats = answers(weights.load_describer(args.weights, smollm_path()), picked)
+        print(f"\nPyTorch against the bundle: {agreement(floats, exported)}")
 
 
 def main() -> None:
@@ -230,7 +231,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="score this exported bundle instead, on the real clips")
     parser.add_argument("--elsewhere", type=Path, help="folder of .mp4 files without a hoop, for the bundle")
     parser.add_argument(
-        "--agreement", action="store_true", help="compare the bundle with PyTorch on all labelled clips"
+        "--agreement", action="store_true", help="score it on training clips, too, and compare it with PyTorch on all"
     )
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--threads", type=int, default=2)

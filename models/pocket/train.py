@@ -47,11 +47,11 @@ from .network import pool, smollm_path
 from .shot import Shot
 from .trainer import PHASES, Phase, Trainer, save_state, stacked
 
-REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.10  # of a batch while seeing; the rest is rendered
+REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.15  # of a batch while seeing; the rest is rendered
 SPOKEN_REAL_SHARE, SPOKEN_ELSEWHERE_SHARE = 0.45, 0.22  # the same while speaking
 BOARD_WEIGHT = 0.4  # how often a clip whose ball touches the board is drawn, against 1 (see the weights' card)
-RENDERED, ELSEWHERE = 3000, 750
-SPOKEN_RENDERED, SPOKEN_ELSEWHERE = 800, 500  # of these, what phase two sees: running the encoder on all is slow
+RENDERED, ELSEWHERE = 3000, 1200
+SPOKEN_RENDERED, SPOKEN_ELSEWHERE = 2000, 900  # of these, what phase two sees: running the encoder on all is slow
 SAVE_EVERY = 25  # steps
 WATCH_EVERY = 200
 LOOK_AHEAD = 4  # batches prepared while a step runs
@@ -60,17 +60,33 @@ RATES: dict[Phase, float] = {"denoise": 6e-4, "see": 6e-4, "speak": 1e-3}
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and pace of one phase."""
+    """Pace of one phase: rounds of so many steps each, every one at half the rate of the one before."""
 
-    steps: int
+    rounds: tuple[int, ...]
     rate: float
 
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return sum(self.rounds)
+
+    def _place(self, step: int) -> tuple[int, float]:
+        """Which round a step is in, and how far along it is there, from 0 to 1."""
+        before = [sum(self.rounds[:k]) for k in range(len(self.rounds))]
+        index = max(k for k, first in enumerate(before) if step >= first)
+        return index, (step - before[index]) / self.rounds[index]
+
+    def progress_at(self, step: int) -> float:
+        """Share of its round that is done before a step."""
+        return self._place(step)[1]
+
     def rate_at(self, step: int) -> float:
-        """Learning rate: a warm-up over the first twentieth, then half a cosine down to a fiftieth."""
-        progress = step / self.steps
+        """Learning rate: in each round a warm-up over the first twentieth, then half a cosine down to a fiftieth."""
+        index, progress = self._place(step)
+        rate = self.rate * 0.5**index
         if progress < 0.05:
-            return self.rate * (0.05 + 0.95 * progress / 0.05)
-        return self.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95)))
+            return rate * (0.05 + 0.95 * progress / 0.05)
+        return rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95)))
 
 
 def drawn_as_often(shots: Sequence[Shot | None]) -> np.ndarray:
@@ -196,7 +212,7 @@ def train_encoder(args: argparse.Namespace, run: Path) -> None:
         trainer.restore(torch.load(checkpoint, weights_only=True))
         print(f"going on from step {trainer.step} of phase {trainer.phase} ({checkpoint})")
     if trainer.phase == "denoise":
-        run_encoder_phase(trainer, data, args.denoise_steps, args.batch, checkpoint, log, [])
+        run_encoder_phase(trainer, data, [args.denoise_steps], args.batch, checkpoint, log, [])
         save_state(trainer, run / "denoised.pt")
         trainer.enter("see")
     run_encoder_phase(trainer, data, args.see_steps, args.batch, checkpoint, log, validation)
@@ -206,17 +222,23 @@ def train_encoder(args: argparse.Namespace, run: Path) -> None:
 
 
 def run_encoder_phase(
-    trainer: Trainer, data: Data, steps: int, batch: int, checkpoint: Path, log: Log, watch: Sequence[StoredClip]
+    trainer: Trainer,
+    data: Data,
+    rounds: Sequence[int],
+    batch: int,
+    checkpoint: Path,
+    log: Log,
+    watch: Sequence[StoredClip],
 ) -> None:
     """The rest of "denoise" or "see"; `watch` is scored now and then."""
-    schedule, key = Schedule(steps, RATES[trainer.phase]), (trainer.seed, PHASES.index(trainer.phase))
+    schedule, key = Schedule(tuple(rounds), RATES[trainer.phase]), (trainer.seed, PHASES.index(trainer.phase))
     batches = prepared(lambda step: data.batch((*key, step), batch), trainer.step)
 
     def step() -> dict[str, float]:
-        return trainer.advance(next(batches), trainer.step / steps, schedule.rate_at(trainer.step))
+        return trainer.advance(next(batches), schedule.progress_at(trainer.step), schedule.rate_at(trainer.step))
 
     try:
-        for done in run_phase(trainer, step, steps, checkpoint, log):
+        for done in run_phase(trainer, step, schedule.steps, checkpoint, log):
             if watch and done % WATCH_EVERY == 0:
                 log.note(trainer, seen_accuracy(trainer, watch))
     finally:
@@ -247,7 +269,7 @@ def speak(
     trainer: Trainer, features: dict[str, Features], args: argparse.Namespace, checkpoint: Path | None, log: Log
 ) -> None:
     """The rest of "speak", to the averaged weights."""
-    schedule = Schedule(args.speak_steps, RATES["speak"])
+    schedule = Schedule((args.speak_steps,), RATES["speak"])
     chances = {kind: drawn_as_often(views.shots) for kind, views in features.items()}
 
     def step() -> dict[str, float]:
@@ -338,10 +360,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--vgg", type=Path, default=weights.WEIGHTS / weights.VGG_NAME, help="the sampler's VGG-16")
     parser.add_argument("--denoise-steps", type=int, default=200)
-    parser.add_argument("--see-steps", type=int, default=3000)
+    parser.add_argument("--see-steps", type=int, nargs="+", default=[3000, 2000], help="of each round")
     parser.add_argument("--speak-steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
-    parser.add_argument("--variants", type=int, default=8, help="augmentations of each real clip that speaking sees")
+    parser.add_argument("--variants", type=int, default=12, help="augmentations of each real clip that speaking sees")
     parser.add_argument("--denoised", action="store_true", help="speak after denoising alone, without seeing")
     parser.add_argument("--folds", type=int, default=0, help="cross-validate in this many parts, and write no weights")
     parser.add_argument("--seed", type=int, default=1)

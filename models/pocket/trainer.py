@@ -27,7 +27,7 @@ Phase = Literal["denoise", "see", "speak"]
 PHASES: tuple[Phase, ...] = ("denoise", "see", "speak")
 
 MOVING_TOKENS = 384  # of 1152, while most of the picture is left out
-ALL_TOKENS_FROM = 0.92  # share of phase "see" after which no token is left out
+ALL_TOKENS_FROM = 0.92  # share of each round of "see" after which no token is left out
 ATTRIBUTE_WEIGHT = 4.0  # of a caption token that carries an attribute, against 1 for the wording
 AVERAGING = 0.99  # of the weights' moving average
 
