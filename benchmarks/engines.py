@@ -54,7 +54,6 @@ CHANGES = {
     "onnxruntime": (
         *(("graph_optimization_level", level) for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC")),
         ("graph_optimization_level", "ORT_ENABLE_EXTENDED"),
-        ("enable_cpu_mem_arena", True),
         ("enable_mem_pattern", False),
         ("session.intra_op.allow_spinning", "1"),
         ("session.disable_prepacking", "1"),
