@@ -31,6 +31,11 @@ class Difference:
     high: float | None
     verdict: str
 
+    @property
+    def seen(self) -> bool:
+        """Whether the interval leaves out 1; False where there is none."""
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
 
 @dataclass(frozen=True)
 class Comparison:

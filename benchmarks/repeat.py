@@ -11,12 +11,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median_high
 
 from ..bundle import Bundle
 from ..cache import open_bundle
 from . import markdown as text
-from .bench import JSON, RUNS, SAMPLE, write
-from .compare import Comparison, Difference, compare
+from .bench import JSON, RUNS, SAMPLE, check_writable, write
+from .compare import Comparison, compare
 from .harness import Job, make_ready, measure
 
 ROUNDS = 20
@@ -32,7 +33,7 @@ def repeat(bundle: Bundle, clip: Path, folder: Path, rounds: int, runs: int, bac
     before: Path | None = None
     for index in range(rounds + 1):
         place = folder / str(index)
-        place.mkdir(parents=True)
+        check_writable(place)
         write(measure(job), place)
         if before is not None:
             yield compare(before, place / JSON)
@@ -46,16 +47,11 @@ def rows(found: Sequence[Comparison]) -> text.Rows:
         all_of = [row for one in found for row in one.rows if row.stage == name and row.ratio is not None]
         if not all_of:
             continue
-        alike = [row for row in all_of if _holds_one(row)]
+        alike = [row for row in all_of if not row.seen]
         widest = max((row.ratio or 1 for row in all_of), key=lambda ratio: abs(ratio - 1))
-        halves = sorted(((row.high or 1) - (row.low or 1)) / 2 for row in all_of)
-        half = halves[len(halves) // 2]
+        half = median_high(((row.high or 1) - (row.low or 1)) / 2 for row in all_of)
         made.append([name, f"{len(alike)} of {len(all_of)}", f"{widest:.3f}", f"±{half:.1%}"])
     return made
-
-
-def _holds_one(row: Difference) -> bool:
-    return row.low is not None and row.high is not None and row.low <= 1 <= row.high
 
 
 def main() -> None:
@@ -72,7 +68,7 @@ def main() -> None:
         bundle, folder = open_bundle(given.bundle), given.out or Path(passing)
         for one in repeat(bundle, given.clip, folder, given.rounds, given.runs, given.backend):
             found.append(one)
-            seen = [row.stage for row in one.rows if row.ratio is not None and not _holds_one(row)]
+            seen = [row.stage for row in one.rows if row.seen]
             print(f"svrt: {len(found)} of {given.rounds}, differing: {', '.join(seen) or 'nothing'}", file=sys.stderr)
     print(text.table(("no difference seen", "comparisons", "widest ratio", "median interval"), rows(found)))
 

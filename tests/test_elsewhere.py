@@ -93,7 +93,7 @@ def test_a_hoop_far_away_is_at_most_its_stated_share_of_the_picture() -> None:
 
 def test_a_rim_camera_sees_its_ring_far_wider_than_a_hoop_elsewhere() -> None:
     widths = [render(seed, size=SIZE).truth.ring[:, 2].min() / SIZE for seed in SAMPLES.values()]
-    assert min(widths) > 1.3 * FAR_RING
+    assert min(widths) > 2 * FAR_RING
 
 
 def test_beside_a_hoop_neither_ring_nor_net_comes_into_the_picture() -> None:
