@@ -210,18 +210,19 @@ def report_bundle(args: argparse.Namespace) -> None:
     """Score an exported bundle on the real validation clips, and on what else was asked for."""
     rows = [row for row in read_labels(args.rim) if row["split"] == "val"]
     clips: dict[Path, Shot | None] = {args.rim / row["file"]: shot_of(row) for row in rows}
-    report("real validation, exported bundle", bundle_answers(args.bundle, clips), args.each)
+    validation = bundle_answers(args.bundle, clips)
+    report("real validation, exported bundle", validation, args.each)
     if args.elsewhere is not None:
         others = dict.fromkeys(sorted(args.elsewhere.glob("*.mp4")))
         report("no hoop in view, exported bundle", bundle_answers(args.bundle, others), args.each)
     if args.agreement:
         trained = real_clips(args.rim, "train", args.cache, args.threads)
         real = [*trained, *real_clips(args.rim, "val", args.cache, args.threads)]
-        exported = bundle_answers(args.bundle, {args.rim / clip.name: clip.shot for clip in real})
-        report("real clips that it was trained on, exported bundle", exported[: len(trained)])
+        exported = bundle_answers(args.bundle, {args.rim / clip.name: clip.shot for clip in trained})
+        report("real clips that it was trained on, exported bundle", exported)
         picked = with_picks(real, args.weights / weights.VGG_NAME, args.cache, args.rim)
         floats = answers(weights.load_describer(args.weights, smollm_path()), picked)
-        print(f"\nPyTorch against the bundle: {agreement(floats, exported)}")
+        print(f"\nPyTorch against the bundle: {agreement(floats, [*exported, *validation])}")
 
 
 def main() -> None:
