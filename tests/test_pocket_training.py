@@ -80,7 +80,7 @@ def describer() -> Describer:
 def trained(describer: Describer, samples: list[Sample]) -> tuple[Trainer, list[float], list[float]]:
     """A trainer after a few steps of each phase on one batch, and the losses of each phase."""
     trainer = Trainer(describer, seed=0, phase="see")
-    seeing = [sum(trainer.advance(samples, 0.0, 1e-3).values()) for _ in range(5)]
+    seeing = [sum(trainer.advance(samples, False, 1e-3).values()) for _ in range(5)]
     trainer.enter("speak")
     with torch.no_grad():
         pooled = pool(describer.encoder(stacked(samples)))
@@ -199,13 +199,17 @@ def test_a_schedule_warms_up_and_comes_down() -> None:
 def test_a_second_round_begins_anew_at_half_the_rate() -> None:
     schedule = Schedule((100, 60), rate=1.0)
     assert schedule.steps == 160
-    assert schedule.progress_at(99) == 0.99
-    assert schedule.progress_at(100) == 0.0
-    assert schedule.progress_at(130) == 0.5
     second = [schedule.rate_at(step) for step in range(100, 161)]
     assert second[0] < 0.1
     assert max(second) == pytest.approx(0.5)
     assert second[60] == pytest.approx(0.01)
+
+
+def test_tokens_are_left_out_until_a_round_ends_and_never_from_the_third_on() -> None:
+    schedule = Schedule((100, 60, 20), rate=1.0)
+    whole = [schedule.all_tokens_at(step) for step in range(schedule.steps)]
+    assert [step for step in range(1, 180) if whole[step] != whole[step - 1]] == [92, 100, 156]
+    assert not whole[0] and all(whole[160:])
 
 
 def test_an_average_is_the_mean_of_steps_that_fade() -> None:
@@ -249,8 +253,37 @@ def test_a_batch_is_the_same_whenever_it_is_asked(clips: list[StoredClip]) -> No
 
 
 def test_clips_whose_ball_touches_the_board_are_drawn_less_often() -> None:
-    bank, swish = Shot("miss", "left", ("backboard",), "down"), Shot("make", "left", ("net",), "down")
+    bank, swish = Shot("make", "left", ("backboard", "net"), "down"), Shot("make", "left", ("net",), "down")
     assert drawn_as_often([bank, swish, None]).tolist() == pytest.approx([1 / 6, 5 / 12, 5 / 12])
+
+
+def test_misses_are_drawn_more_often_than_made_shots_and_those_that_look_made_most() -> None:
+    made, missed = Shot("make", "left", ("net",), "down"), Shot("miss", "left", ("rim",), "left")
+    chance = drawn_as_often([made, missed, None, made, made])
+    assert chance[[0, 3, 4]].tolist() == pytest.approx([0.8 * 0.45 / 3] * 3)
+    assert chance[[1, 2]].tolist() == pytest.approx([0.8 * 0.55, 0.2])
+    chance = drawn_as_often([made, missed, missed], [False, True, False])
+    assert chance.tolist() == pytest.approx([0.45, 0.55 * 2.5 / 3.5, 0.55 / 3.5])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "inside", "expected"),
+    [
+        (0.5, 0.7, 1, True),
+        (0.5, 0.45, 1, False),  # above the ring
+        (0.5, 1.0, 1, False),  # far below
+        (0.7, 0.7, 1, False),  # beside the net
+        (0.5, 0.7, 0, False),  # out of the picture
+    ],
+)
+def test_a_shot_seems_made_where_the_ball_is_seen_in_the_net(
+    clips: list[StoredClip], x: float, y: float, inside: int, expected: bool
+) -> None:
+    ball = np.tile(np.array([[0.1, 0.1, 0.05, 1]], np.float32), (3, 1))
+    ball[1] = (x, y, 0.05, inside)
+    ring = np.tile(np.array([[0.5, 0.5, 0.3]], np.float32), (3, 1))
+    assert replace(clips[0], ball=ball, ring=ring).seems_made() is expected
+    assert not replace(clips[0], ball=None, ring=None).seems_made()
 
 
 def test_calibration_error_is_the_gap_between_being_sure_and_being_right() -> None:

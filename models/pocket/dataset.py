@@ -62,6 +62,13 @@ class StoredClip:
         """uint8 [STORED_SIZE, STORED_SIZE, 3], BGR."""
         return cast(Array, cv2.imdecode(np.frombuffer(self.jpegs[index], np.uint8), cv2.IMREAD_COLOR))
 
+    def seems_made(self) -> bool:
+        """Whether the ball is ever seen in front of the net or behind it, or in it; False where tracks are unknown."""
+        if self.ball is None or self.ring is None:
+            return False
+        across, below = ((self.ball[:, :2] - self.ring[:, :2]) / self.ring[:, 2:]).T  # in ring widths
+        return bool(((np.abs(across) < 0.45) & (below > 0.15) & (below < 1.0) & (self.ball[:, 3] > 0)).any())
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -27,7 +27,6 @@ Phase = Literal["denoise", "see", "speak"]
 PHASES: tuple[Phase, ...] = ("denoise", "see", "speak")
 
 MOVING_TOKENS = 384  # of 1152, while most of the picture is left out
-ALL_TOKENS_FROM = 0.92  # share of each round of "see" after which no token is left out
 ATTRIBUTE_WEIGHT = 4.0  # of a caption token that carries an attribute, against 1 for the wording
 AVERAGING = 0.99  # of the weights' moving average
 
@@ -78,8 +77,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
         self.average = Average(parameters)
 
-    def advance(self, samples: Sequence[Sample], progress: float, rate: float) -> dict[str, float]:
-        """One optimiser step of "denoise" or "see"; the losses."""
+    def advance(self, samples: Sequence[Sample], all_tokens: bool, rate: float) -> dict[str, float]:
+        """One optimiser step of "denoise" or "see"; the losses. `all_tokens`: while seeing, leave none out."""
         with torch.autocast("cpu", torch.bfloat16):
             self._begin(rate)
             if self.phase == "denoise":
@@ -88,7 +87,7 @@ class Trainer:
                 loss = self.denoiser.loss(self.describer.encoder, frames, kept, generator)
                 parts = {"denoised": float(loss.detach())}
             else:
-                loss, parts = self._see(samples, progress)
+                loss, parts = self._see(samples, all_tokens)
         self._end(loss)
         if self.phase == "denoise":
             self.denoiser.follow(self.describer.encoder)
@@ -119,9 +118,9 @@ class Trainer:
         self.step += 1
         self.average.follow(self.step)
 
-    def _see(self, samples: Sequence[Sample], progress: float) -> tuple[Tensor, dict[str, float]]:
+    def _see(self, samples: Sequence[Sample], all_tokens: bool) -> tuple[Tensor, dict[str, float]]:
         frames, kept = stacked(samples), None
-        if progress < ALL_TOKENS_FROM:
+        if not all_tokens:
             kept = moving_tokens(frames, MOVING_TOKENS, torch.Generator().manual_seed(self.seed + self.step))
         tokens = self.describer.encoder(frames, kept)
         pooled = pool(tokens, kept)
