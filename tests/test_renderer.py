@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from svrt.models.pocket import renderer
+from svrt.models.pocket import renderer, take
 from svrt.models.pocket.ball import BallLook
 from svrt.models.pocket.camera import Camera
 from svrt.models.pocket.court import choose_look
@@ -165,6 +165,29 @@ def test_ring_net_and_ball_are_before_the_board_for_a_camera_in_front_and_behind
     )
     solid = structure.mask[..., 0] == 1
     assert (picture[solid] == structure.image[solid]).all() == covered
+
+
+@pytest.mark.parametrize(
+    ("right", "up", "depth", "entry"),
+    [
+        (0, 50, 5.0, "top"),
+        (18, 50, 5.0, "top"),
+        (-22, 50, 5.0, None),  # on the diagonal
+        (-28, 50, 5.0, "left"),
+        (60, 5, 5.0, "right"),
+        (60, -5, 5.0, "right"),  # barely below the ring
+        (60, -30, 5.0, "right"),  # from behind the board, say
+        (-40, -30, 5.0, None),
+        (-30, -30, 5.0, "front"),
+        (60, -5, 3.0, "front"),  # much nearer than the ring
+        (5, 5, 5.0, None),  # at the ring itself
+    ],
+)
+def test_the_side_from_which_a_ball_comes_is_what_a_person_would_say(
+    right: float, up: float, depth: float, entry: str | None
+) -> None:
+    seen = np.array([64.0 + right, 64.0 - up, depth])
+    assert take._entry(seen, camera_at(0, 20)) == entry
 
 
 def test_a_ball_is_through_at_the_first_step_that_has_it_half_out_below_the_net() -> None:

@@ -224,7 +224,9 @@ def _digest(films: Iterable[Array]) -> str:
 
 def rendered_clips(first_seed: int, count: int, cache: Path, processes: int = 2) -> list[StoredClip]:
     """Clips of the seeds from `first_seed`, rendered in blocks that are kept in the cache."""
-    look = _digest(renderer.render(seed, size=64).frames for seed in range(3))
+    looks = [renderer.render(seed, size=64) for seed in range(16)]
+    labels = np.frombuffer(repr([clip.truth.shot for clip in looks]).encode(), np.uint8)
+    look = _digest([labels, *(clip.frames for clip in looks[:3])])
     return _made(_render_stored, f"rendered-{look}", range(first_seed, first_seed + count), cache, processes)
 
 
