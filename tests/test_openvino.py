@@ -1,15 +1,16 @@
 """OpenVINO against ONNX Runtime: another implementation on the same graph."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from small_graphs import write_encoder, write_vgg16
+from small_graphs import SMALL, write_encoder, write_vgg16
 from svrt.bundle import GRAPH_COSINE
 from svrt.errors import EngineError
-from svrt.runtime.engines import load
+from svrt.runtime.engines import EngineStore, load
 from svrt.runtime.engines.trial import least_cosine
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="OpenVINO is not installed")
@@ -100,6 +101,93 @@ def test_a_graph_that_cannot_be_loaded_is_refused_in_a_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(EngineError, match=r"none.onnx: OpenVINO cannot load it: .*none.onnx"):
         load(tmp_path / "none.onnx", "openvino")
+
+
+@pytest.fixture
+def in_bfloat16(monkeypatch, tmp_path):
+    """Loads a graph as a processor that multiplies bfloat16 does, taking any graph for a large one."""
+    from svrt.runtime.engines import bf16_weights, openvino
+
+    monkeypatch.setattr(bf16_weights, "LARGE", 1)
+
+    def load_narrowed(graph, cache=tmp_path / "cache", stored="fp16"):
+        return openvino.OpenVinoEngine(graph, "openvino", stored, "bf16", EngineStore(cache, 1, say=said.append))
+
+    said = load_narrowed.said = []
+    return load_narrowed
+
+
+def test_a_large_graphs_weights_are_converted_once_and_give_what_they_gave(graphs, in_bfloat16, tmp_path):
+    path = graphs["encoder", "fp16"]
+    expected = load(path, "onnxruntime", "fp16")(INPUTS["encoder"])
+    first = in_bfloat16(path)
+    assert in_bfloat16.said == ["converting the weights of encoder-fp16.onnx to bfloat16 (once)"]
+    (file,) = (tmp_path / "cache").glob("*.bf16")
+    written, found = file.stat(), first(INPUTS["encoder"])
+    assert least_cosine(found, expected) >= GRAPH_COSINE["bf16"]
+    second = in_bfloat16(path)
+    assert (len(in_bfloat16.said), file.stat().st_mtime_ns) == (1, written.st_mtime_ns)
+    for engine in (first, second, first):  # the pages that were given back read the same
+        np.testing.assert_array_equal(engine(INPUTS["encoder"])["video_tokens"], found["video_tokens"])
+
+
+def test_a_file_of_weights_that_was_cut_short_is_written_anew(graphs, in_bfloat16, tmp_path):
+    found = in_bfloat16(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
+    (file,) = (tmp_path / "cache").glob("*.bf16")
+    whole = file.read_bytes()
+    os.truncate(file, len(whole) // 2)
+    again = in_bfloat16(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
+    np.testing.assert_array_equal(again, found)
+    assert file.read_bytes() == whole and len(in_bfloat16.said) == 2
+
+
+def test_another_graphs_weights_have_a_file_of_their_own(in_bfloat16, tmp_path):
+    for seed in (0, 1):
+        in_bfloat16(write_encoder(tmp_path / str(seed) / "encoder.onnx", "fp16", seed=seed))
+    assert len(list((tmp_path / "cache").glob("encoder-*.bf16"))) == 2
+
+
+def test_without_a_place_for_the_file_the_graph_runs_as_it_is(graphs, in_bfloat16, tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    engine = in_bfloat16(graphs["encoder", "fp16"], blocked)
+    assert "cannot be kept" in in_bfloat16.said[-1] and "three times the memory" in in_bfloat16.said[-1]
+    expected = load(graphs["encoder", "fp16"], "onnxruntime", "fp16")(INPUTS["encoder"])
+    assert least_cosine(engine(INPUTS["encoder"]), expected) >= GRAPH_COSINE["bf16"]
+
+
+@pytest.mark.parametrize(("name", "stored"), [("encoder", "fp32"), ("vgg16", "fp32")])
+def test_float32_graphs_stay_as_they_are(graphs, in_bfloat16, tmp_path, name, stored):
+    in_bfloat16(graphs[name, stored], stored=stored)
+    assert not (tmp_path / "cache").exists()
+
+
+PEAK = """
+import sys
+from svrt.runtime.engines import EngineStore, load
+graph, cache = Path(sys.argv[1]), sys.argv[2]
+engine = load(graph, "openvino", "fp16", EngineStore(Path(cache), 1) if cache else None)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(engine.precision, int(status["VmRSS"].split()[0]) >> 10)
+"""
+
+
+def test_a_large_graph_takes_less_memory_with_its_weights_in_a_file(tmp_path):
+    """75 MB of weights: two float32 copies of them, and more, are not there."""
+
+    def resident_mib(cache):
+        command = [sys.executable, "-c", PEAK, str(graph), str(cache)]
+        precision, mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return precision, int(mib)
+
+    shape = {**SMALL, "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 12}
+    graph = write_encoder(tmp_path / "encoder.onnx", "fp16", shape)
+    weights = graph.with_name(f"{graph.name}.data").stat().st_size >> 20
+    precision, as_it_is = resident_mib("")
+    if precision != "bf16":
+        pytest.skip("this processor does not multiply bfloat16")
+    resident_mib(tmp_path / "cache")
+    assert as_it_is - resident_mib(tmp_path / "cache")[1] > 2 * weights
 
 
 def test_onnxruntime_alone_does_not_import_it(graphs):

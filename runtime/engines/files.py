@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,12 +24,15 @@ def digest_of(graph: Path, known: Mapping[str, str]) -> str:
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
-def write_whole(path: Path, data: memoryview | bytes) -> None:
-    """Write a file that is whole or absent, also after a power cut. One writer at a time. Raises `OSError`."""
+def write_whole(path: Path, data: memoryview | bytes | Iterable[memoryview]) -> None:
+    """Write a file, at once or in parts, that is whole or absent, also after a power cut. One writer at a time.
+
+    Raises `OSError`.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as handle:
-            handle.write(data)
+            handle.writelines([data] if isinstance(data, memoryview | bytes) else data)
             handle.flush()
             os.fsync(handle.fileno())
         partial.replace(path)
@@ -39,16 +42,18 @@ def write_whole(path: Path, data: memoryview | bytes) -> None:
 
 
 @contextmanager
-def locked(store: EngineStore, does: str) -> Iterator[None]:
+def locked(store: EngineStore, does: str, name: str | None = None) -> Iterator[None]:
     """Hold the lock of the store's cache: of several processes one builds, as two at once may not fit into memory.
 
-    `does` says, of whom is waited for, what it does: "builds an engine". A cache that cannot be written, which is told
-    by who writes to it, or that cannot be locked has no lock.
+    `does` says, of whom is waited for, what it does: "builds an engine". `name` is another lock, a file in the cache,
+    for what is done while the first may be held. A cache that cannot be written, which is told by who writes to it, or
+    that cannot be locked has no lock.
     """
     folder = store.cache
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_RDONLY | os.O_DIRECTORY if name is None else os.O_RDWR | os.O_CREAT
+        lock = os.open(folder / (name or "."), flags, 0o600)
     except OSError:
         yield
         return

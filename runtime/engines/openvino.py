@@ -6,6 +6,7 @@ costs a file as large as the weights.
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import openvino as ov
 from ...errors import EngineError
 from ..processors import usable_processors
 from . import EngineStore
+from .bf16_weights import narrow
 
 FLOAT32_ONLY = "openvino-fp32"
 # OpenVINO's names of the types that it computes in, and ours.
@@ -25,12 +27,13 @@ class OpenVinoEngine:
     """A model compiled for the processor; see `svrt.runtime.engines.Engine`.
 
     `hint` is the type that OpenVINO is asked to compute in, "f32" or "bf16"; `precision` what it says it does.
+    With a `store`, a large float16 graph that is computed in bfloat16 takes a third of the memory (`bf16_weights`).
     A graph with quantized products ("int8" in `stored`) keeps those, and computes the others in that type.
     """
 
     device = "cpu"
 
-    def __init__(self, path: Path, name: str, stored: str, hint: str) -> None:
+    def __init__(self, path: Path, name: str, stored: str, hint: str, store: EngineStore | None = None) -> None:
         self.path, self.name = path, name
         options = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -43,7 +46,12 @@ class OpenVinoEngine:
             graph = core.read_model(str(path))
             # Named now: compiled, an output goes by the names of what was fused into it too.
             self._outputs = [tensor.any_name for tensor in graph.outputs]
+            self._weights: mmap.mmap | None = None
+            if store is not None and hint == "bf16" and stored == "fp16":
+                self._weights = narrow(graph, path, store)
             model = core.compile_model(graph, "CPU", options)
+            if self._weights is not None:
+                self._weights.madvise(mmap.MADV_DONTNEED)  # they are packed
             self._request = model.create_infer_request()
         except RuntimeError as exc:
             raise EngineError(f"{path}: OpenVINO cannot load it: {_reason(exc)}") from exc
@@ -91,6 +99,6 @@ def fast_type() -> str:
     return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
-def load(path: Path, backend: str, precision: str, _store: EngineStore | None) -> OpenVinoEngine:
+def load(path: Path, backend: str, precision: str, store: EngineStore | None) -> OpenVinoEngine:
     """Load the graph at `path`, stored in `precision`; see `svrt.runtime.engines.load`."""
-    return OpenVinoEngine(path, backend, precision, "f32" if backend == FLOAT32_ONLY else fast_type())
+    return OpenVinoEngine(path, backend, precision, "f32" if backend == FLOAT32_ONLY else fast_type(), store)
