@@ -164,6 +164,7 @@ def test_float32_graphs_stay_as_they_are(graphs, in_bfloat16, tmp_path, name, st
 
 PEAK = """
 import sys
+from pathlib import Path
 from svrt.runtime.engines import EngineStore, load
 graph, cache = Path(sys.argv[1]), sys.argv[2]
 engine = load(graph, "openvino", "fp16", EngineStore(Path(cache), 1) if cache else None)
