@@ -87,8 +87,8 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) install --constraint constraints.txt 'svrt[test]'
 	# It builds engines without a GPU; there are no wheels for other processors.
 	if [ "$$(uname -m)" = x86_64 ]; then $(PIP) install --no-deps $(TENSORRT_RTX); fi
-	# Another CPU backend, and without its telemetry. The tests run each backend that is installed.
-	$(PIP) install --no-deps --constraint constraints.txt openvino
+	# Other CPU backends, without the telemetry and the downloads of their tools. The tests run each that is installed.
+	$(PIP) install --no-deps --constraint constraints.txt openvino ncnn
 	# CUDA's compiler, for the kernels, where the machine has none.
 	if [ "$$(uname -m)" = x86_64 ] && ! command -v nvcc >/dev/null; then $(PIP) install --no-deps $(NVCC); fi
 	touch $@

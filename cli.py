@@ -43,7 +43,7 @@ _Backend = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, onnxruntime.",
+        help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, ncnn, onnxruntime.",
     ),
 ]
 

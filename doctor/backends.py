@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 def backends(host: Host, machine: Machine, bundle: Bundle | None, say: Say = lambda _: None) -> list[Said]:
     """Try every backend. `bundle` is where a GGUF is taken from; `say` is told what is tried: it can take long."""
-    found = [_opencv(host, say), *_onnxruntime(host, say), _openvino(host, say)]
+    found = [_opencv(host, say), *_onnxruntime(host, say), _openvino(host, say), _ncnn(host, say)]
     found += [_tensorrt(host, machine, backend, say) for backend in ("tensorrt", "tensorrt-rtx")]
     return [*found, _llama(host, machine, bundle, say)]
 
@@ -88,6 +88,15 @@ def _openvino(host: Host, say: Say) -> Said:
         level = "ok"
     detail = f"ran a matrix product in {' and '.join(outcome.values.get('precisions', []))}"
     return _said("openvino", outcome, detail, level, "pip uninstall -y openvino")
+
+
+def _ncnn(host: Host, say: Say) -> Said:
+    """ncnn. Where it fails `auto` takes another; where it crashes or hangs, so does `svrt describe`."""
+    outcome = _try(host, say, "ncnn")
+    level: Level = "fail" if outcome.state in ("crashed", "hung") else "warn"
+    if outcome.ran or outcome.state == "absent":
+        level = "ok"
+    return _said("ncnn", outcome, "ran a convolution", level, "pip uninstall -y ncnn")
 
 
 def _tensorrt(host: Host, machine: Machine, backend: str, say: Say) -> Said:

@@ -112,6 +112,28 @@ def openvino() -> dict[str, Any]:
     return {"version": version("openvino"), "precisions": list(dict.fromkeys(one.precision for one in engines))}
 
 
+def ncnn() -> dict[str, Any]:
+    """Run a convolution as the runtime runs VGG-16's."""
+    import ncnn  # noqa: F401  ModuleNotFoundError is told from what else keeps it from loading
+    import numpy as np
+
+    from ..runtime.engines.ncnn import NcnnEngine
+    from ..runtime.engines.onnx_chain import Chain, Node
+
+    weights = {"weight": np.ones((1, 1, 3, 3), np.float32), "bias": np.full(1, 0.5, np.float32)}
+    nodes = (
+        Node("Conv", ("weight", "bias"), {"pads": (1, 1, 1, 1)}),
+        Node("GlobalAveragePool", (), {}),
+        Node("Flatten", (), {}),
+    )
+    found = NcnnEngine(Path("tiny"), Chain("x", "y", (None, 1, 3, 3), nodes, weights))(
+        {"x": np.ones((1, 1, 3, 3), np.float32)}
+    )["y"]
+    if not np.allclose(found, 49 / 9 + 0.5, atol=1e-4):  # of nine windows one sees 9 ones, four 6 and four 4
+        raise RuntimeError(f"wrong result: {found}")
+    return {"version": version("ncnn")}
+
+
 def tensorrt(backend: str = "tensorrt") -> dict[str, Any]:
     """Import TensorRT, build the tiny graph's engine, deserialise it and run it, as the runtime does."""
     import numpy as np
@@ -200,6 +222,7 @@ OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "providers": providers,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
+    "ncnn": ncnn,
     "tensorrt": tensorrt,
     "tensorrt-rtx": lambda: tensorrt("tensorrt-rtx"),
     "llama": llama,

@@ -131,7 +131,7 @@ def answers(gpu=None, **others):
     }
     found = {name: Outcome("ran", values=values) for name, values in ran.items()}
     found |= {"tensorrt": absent, "tensorrt-rtx": absent, "nvml": absent}
-    found["openvino"] = Outcome("absent", "No module named 'openvino'")
+    found |= {name: Outcome("absent", f"No module named '{name}'") for name in ("openvino", "ncnn")}
     if gpu:
         values = {"version": "10.3.0", "device": gpu[0], "compute_capability": gpu[1]}
         found["tensorrt"] = Outcome("ran", values=values)

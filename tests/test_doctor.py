@@ -229,16 +229,17 @@ def test_a_tensorrt_that_fails_is_passed_over_and_one_that_crashes_takes_describ
     assert report.describe_works == works and len(faults(report)) == 1
 
 
+@pytest.mark.parametrize("name", ["openvino", "ncnn"])
 @pytest.mark.parametrize(("state", "works"), [("failed", True), ("crashed", False), ("hung", False)])
-def test_an_openvino_that_fails_is_passed_over_and_one_that_crashes_takes_describe_with_it(
-    tmp_path, bundle, state, works
+def test_a_cpu_backend_that_fails_is_passed_over_and_one_that_crashes_takes_describe_with_it(
+    tmp_path, bundle, state, works, name
 ):
-    found = answers(openvino=Outcome(state, "killed by SIGILL"))
+    found = answers(**{name: Outcome(state, "killed by SIGILL")})
     found["llama"].values["gpu"] = False
     report = examine(host(desktop(tmp_path / "pc"), found), bundle)
     (fault,) = faults(report)
-    assert report.describe_works == works and "openvino" in fault.what
-    assert (fault.where, fault.fix) == ("package openvino", "pip uninstall -y openvino")
+    assert report.describe_works == works and name in fault.what
+    assert (fault.where, fault.fix) == (f"package {name}", f"pip uninstall -y {name}")
 
 
 def test_openvino_is_tried_in_each_precision_that_it_is_used_in():
@@ -247,6 +248,14 @@ def test_openvino_is_tried_in_each_precision_that_it_is_used_in():
         assert done.state == "absent"
     else:
         assert done.ran and done.values["precisions"][-1] == "fp32" and done.values["version"]
+
+
+def test_ncnn_is_tried_with_a_convolution():
+    done = operate("ncnn")
+    if importlib.util.find_spec("ncnn") is None:
+        assert done.state == "absent"
+    else:
+        assert done.ran and done.values["version"]
 
 
 def test_a_provider_that_is_listed_and_does_not_run_is_told(nano, bundle):

@@ -10,6 +10,7 @@ from svrt.benchmarks import engines
 from svrt.benchmarks.engines import Setting
 
 OPENVINO = importlib.util.find_spec("openvino") is not None
+NCNN = importlib.util.find_spec("ncnn") is not None
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from svrt.errors import EngineError
 from svrt.runtime import engines
-from svrt.runtime.engines import AbsentError, EngineStore, files, trial
+from svrt.runtime.engines import AbsentError, EngineStore, UnsuitedError, files, trial
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Machine:
     precisions: dict[str, str] = field(default_factory=lambda: {"openvino": "bf16"})
     error: dict[str, float] = field(default_factory=lambda: {"openvino": 0.004})
     broken: set[str] = field(default_factory=set)
+    unsuited: set[str] = field(default_factory=set)
     loaded: list[str] = field(default_factory=list)
     runs: dict[str, int] = field(default_factory=dict)
     seen: list[np.ndarray] = field(default_factory=list)
@@ -60,6 +61,8 @@ class Machine:
             raise AbsentError("no GPU")
         if backend in self.broken:
             raise EngineError(f"{path}: {backend} cannot load it")
+        if backend in self.unsuited:
+            raise UnsuitedError(f"{path}: {backend} runs graphs of another kind")
         self.loaded.append(backend)
         return Engine(self, backend, self.precisions.get(backend, "fp32"))
 
@@ -109,6 +112,23 @@ def test_a_faster_type_that_differs_too_much_is_passed_over_for_float32_of_the_s
     machine.error["openvino-fp32"] = 0.02  # beyond float32's limit, though within bfloat16's
     graph.write_bytes(b"another graph")
     assert machine.load(graph).name == "onnxruntime"
+
+
+def test_another_library_is_not_taken_for_less_than_a_tenth_of_the_time(machine, graph):
+    machine.versions = {"openvino-fp32": "1", "onnxruntime": "1"}
+    machine.seconds = {"openvino-fp32": 0.271, "onnxruntime": 0.3}
+    assert machine.load(graph).name == "onnxruntime"
+    assert machine.said[1] == "g.onnx: onnxruntime in fp32 is taken, 300 ms a run; openvino-fp32 271 ms"
+    machine.seconds["openvino-fp32"] = 0.269
+    graph.write_bytes(b"another graph")
+    assert machine.load(graph).name == "openvino-fp32"
+
+
+def test_one_that_runs_other_graphs_is_passed_over_without_a_word(machine, graph):
+    machine.versions = {"ncnn": "1", "onnxruntime": "1"}
+    machine.unsuited = {"ncnn"}
+    assert machine.load(graph).name == "onnxruntime"
+    assert machine.said[1:] == ["g.onnx: onnxruntime in fp32 is taken, 300 ms a run"]
 
 
 def test_values_that_are_not_finite_do_not_agree():

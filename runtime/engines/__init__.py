@@ -19,7 +19,12 @@ from ...errors import EngineError
 
 # Each module is imported only when it is wanted. "auto" tries the GPU's in this order.
 GPU_BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
-CPU_BACKENDS = {"openvino": ".openvino", "openvino-fp32": ".openvino", "onnxruntime": ".onnxruntime"}
+CPU_BACKENDS = {
+    "openvino": ".openvino",
+    "openvino-fp32": ".openvino",
+    "ncnn": ".ncnn",
+    "onnxruntime": ".onnxruntime",
+}
 BACKENDS = {**GPU_BACKENDS, **CPU_BACKENDS}
 AUTO = "auto"
 ANYWHERE = "onnxruntime"
@@ -27,6 +32,11 @@ ANYWHERE = "onnxruntime"
 
 class AbsentError(EngineError):
     """What a backend needs is not on this machine: `auto` passes over it without a word."""
+
+
+class UnsuitedError(EngineError):
+    """A backend runs graphs of another kind. `auto` passes over it without a word; named, it leaves the graph to
+    `ANYWHERE`."""
 
 
 class Engine(Protocol):
@@ -86,7 +96,10 @@ def load(
     """
     check_backend(backend)
     if backend != AUTO or store is None:
-        return load_one(path, ANYWHERE if backend == AUTO else backend, precision, store)
+        try:
+            return load_one(path, ANYWHERE if backend == AUTO else backend, precision, store)
+        except UnsuitedError:
+            return load_one(path, ANYWHERE, precision, store)
     for name in GPU_BACKENDS:
         try:
             return load_one(path, name, precision, store)

@@ -24,12 +24,13 @@ import numpy as np
 from ...bundle import GRAPH_COSINE
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import ANYWHERE, CPU_BACKENDS, Engine, EngineStore, load_one
+from . import ANYWHERE, CPU_BACKENDS, Engine, EngineStore, UnsuitedError, load_one
 from .files import digest_of, locked, write_whole
 
-RECIPE = 1  # of the trial: raised when it judges differently, so that what was remembered is not used
+RECIPE = 2  # of the trial: raised when it judges differently, so that what was remembered is not used
 RUNS = 5  # timed, after one that is not; the shortest counts, as whatever else runs can only lengthen one
 PATIENCE_S = 3.0  # seconds of timed runs of a backend: none begins later
+WORTH = 0.9  # of ONNX Runtime's time, at most, for another to be taken: a second library takes memory of its own
 SEED = 0
 AMPLITUDES = (1.0, 8.0, 64.0)  # of the noise, by place in the batch: graphs read anything from units to grey levels
 ROUNDING = {"openvino": "openvino-fp32"}  # backends that may round to bfloat16, and the same without
@@ -164,6 +165,8 @@ class _Trial:
                 continue  # the same library, slower
             try:
                 ms, precision, outputs = self._try(backend)
+            except UnsuitedError:
+                continue
             except EngineError as exc:
                 failed[backend] = str(exc)
                 continue
@@ -172,7 +175,8 @@ class _Trial:
         agreeing = {name: entry for name, entry in entries.items() if entry.agrees}
         if not agreeing:
             raise EngineError(next(iter(failed.values()), f"{self.path}: no backend here runs it as it should"))
-        return Outcome(self.key, min(agreeing, key=lambda name: agreeing[name].ms), entries, failed)
+        times = {name: entry.ms * (WORTH if name == ANYWHERE else 1) for name, entry in agreeing.items()}
+        return Outcome(self.key, min(times, key=times.__getitem__), entries, failed)
 
     def _try(self, backend: str) -> tuple[float, str, dict[str, np.ndarray]]:
         """Milliseconds of the shortest run, the precision, and the outputs."""
@@ -214,4 +218,5 @@ def _verdict(outcome: Outcome) -> str:
         if name != outcome.backend
     ]
     others += [f"{name} failed ({reason})" for name, reason in outcome.failed.items()]
-    return f"{outcome.backend} in {chosen.precision} is taken, {chosen.ms:.0f} ms a run; {', '.join(others)}"
+    taken = f"{outcome.backend} in {chosen.precision} is taken, {chosen.ms:.0f} ms a run"
+    return "; ".join([taken, *([", ".join(others)] if others else [])])
