@@ -12,8 +12,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # From pyproject.toml, so that the version is written once.
 LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
+# llama.cpp's AMX code crashes beside other AMX code, and alone where GCC 12 compiled it: runtime/decoder.py has why.
+NO_AMX := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
+
 # Of llama.cpp only the library is used. Replace this for a GPU build, before the first `make`.
-export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF $(NO_AMX)
 
 TENSORRT_RTX := $(shell sed -n 's/^tensorrt-rtx = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 

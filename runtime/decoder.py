@@ -293,6 +293,11 @@ class Decoder:
         parameters.n_gpu_layers = -1 if on_gpu else 0  # negative: every layer
         if repacked and not on_gpu:
             parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        # A thread's tiles are configured once, for good: the next product is an illegal instruction after OpenVINO's
+        # AMX code has run in that thread, or at once where GCC 12 dropped most of the configuration as never read
+        # (ggml-org/llama.cpp pull request 26954). `make` builds without AMX; of other builds no rearranged weights are
+        # used, which alone go through it.
+        parameters.use_extra_bufts = b"AMX_INT8 = 1" not in lib.llama_print_system_info()
         _log.clear()
         model = lib.llama_model_load_from_file(os.fsencode(self._path), parameters)
         if not model:
