@@ -23,8 +23,10 @@ from svrt.models.pocket.dataset import (
     rendered_clips,
 )
 from svrt.models.pocket.evaluate import Answer, calibration_error, wilson
+from svrt.models.pocket.features import variants
 from svrt.models.pocket.heads import ABSENT, SIZES, WEIGHTS, Targets, attribute_classes, attribute_loss
 from svrt.models.pocket.keyframes import SAMPLER
+from svrt.models.pocket.loader import ahead
 from svrt.models.pocket.network import (
     Describer,
     Encoder,
@@ -36,7 +38,7 @@ from svrt.models.pocket.network import (
 )
 from svrt.models.pocket.shot import Shot
 from svrt.models.pocket.train import Data, Schedule, drawn_as_often
-from svrt.models.pocket.trainer import Average, Trainer, save_state, speech, stacked
+from svrt.models.pocket.trainer import Average, Batch, Trainer, save_state, speech, stacked
 from transformers import VJEPA2Model
 
 PROJECTOR_SHAPES = {
@@ -80,7 +82,7 @@ def describer() -> Describer:
 def trained(describer: Describer, samples: list[Sample]) -> tuple[Trainer, list[float], list[float]]:
     """A trainer after a few steps of each phase on one batch, and the losses of each phase."""
     trainer = Trainer(describer, seed=0, phase="see")
-    seeing = [sum(trainer.advance(samples, False, 1e-3).values()) for _ in range(5)]
+    seeing = [sum(trainer.advance(Batch.of(samples), False, 1e-3).values()) for _ in range(5)]
     trainer.enter("speak")
     with torch.no_grad():
         pooled = pool(describer.encoder(stacked(samples)))
@@ -248,8 +250,32 @@ def test_a_batch_is_the_same_whenever_it_is_asked(clips: list[StoredClip]) -> No
     nothing = replace(clips[0], name="elsewhere", shot=None, view=None, ball=None, ring=None)
     data = Data(clips, clips, [nothing])
     first, again, other = (data.batch(key, 3) for key in ((1, 0, 5), (1, 0, 5), (1, 0, 6)))
-    assert all(np.array_equal(a.frames, b.frames) and a.shot == b.shot for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0].frames, other[0].frames)
+    assert torch.equal(first.frames, again.frames) and torch.equal(first.targets.path, again.targets.path)
+    assert {name: n.tolist() for name, n in first.targets.classes.items()} == {
+        name: n.tolist() for name, n in again.targets.classes.items()
+    }
+    assert not torch.equal(first.frames, other.frames)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_what_is_made_ahead_comes_in_order_whoever_makes_it(processes: int) -> None:
+    assert list(ahead(lambda k: torch.tensor(k * k), range(3, 12), processes)) == [k * k for k in range(3, 12)]
+    assert list(ahead(lambda k: k, range(5, 5), processes)) == []
+
+
+def test_what_is_seen_is_computed_once_and_mirrored_shots_stay_mirrored(
+    describer: Describer, clips: list[StoredClip], tmp_path: Path
+) -> None:
+    trainer = Trainer(describer, seed=0, phase="see")
+    views = variants(trainer, clips, 6, tmp_path)
+    assert views.names == tuple(clip.name for clip in clips for _ in range(6))
+    both = {(name, shot) for name, shot in zip(views.names, views.shots, strict=True)}
+    assert both == {(clip.name, shot) for clip in clips for shot in (clip.shot, clip.shot.mirrored())}
+    (kept,) = tmp_path.iterdir()
+    written = kept.stat().st_mtime_ns
+    again = variants(trainer, clips, 6, tmp_path)
+    assert torch.equal(again.pooled, views.pooled) and again.shots == views.shots
+    assert kept.stat().st_mtime_ns == written
 
 
 def test_clips_whose_ball_touches_the_board_are_drawn_less_often() -> None:

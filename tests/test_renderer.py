@@ -37,7 +37,7 @@ SEEDS = range(12)
 # Frames, contacts and passing the net, and the grey levels of a 4 x 4 thumbnail of the first contact's frame.
 FILMED = {
     0: (32, "entry 5, rim 16, exit 27", "155 155 155 155 162 147 150 161 139 127 101 163 174 157 163 174"),
-    1: (38, "entry 3, net 30, through 33, exit 34", "142 88 169 176 121 94 178 181 155 131 139 181 155 173 112 157"),
+    1: (30, "entry 0, net 17, through 20, exit 22", "93 67 96 100 78 68 108 108 100 90 100 115 122 123 115 124"),
     3: (40, "entry 1, backboard 6, rim 8, exit 36", "100 71 77 58 65 68 98 102 119 174 132 208 99 111 97 79"),
     11: (33, "entry 0, net 16, through 19, exit 25", "56 41 44 38 58 99 125 40 93 154 119 33 96 85 100 87"),
 }
@@ -207,10 +207,11 @@ def test_the_track_says_where_the_ball_is(seed: int) -> None:
     assert truth.ball[entry, 3] == 1
     assert truth.ball[exit_ - 1, 3] == 1
     assert truth.ball[exit_:, 3].max(initial=0) == 0
-    still, nearer = np.median(frames, axis=0), []
-    for (x, y, radius, shown), frame in zip(truth.ball, frames, strict=True):
+    nearer = []
+    for k, (x, y, radius, shown) in enumerate(truth.ball):
         if shown and min(x, y) > 0 and max(x, y) < 96:
-            change = np.abs(frame - still).mean(axis=2)
+            still = np.median(frames[max(k - 4, 0) : k + 5], axis=0)  # a hand holds the camera: of these frames alone
+            change = np.abs(frames[k] - still).mean(axis=2)
             around = change[
                 max(int(y - radius), 0) : int(y + radius) + 1, max(int(x - radius), 0) : int(x + radius) + 1
             ]

@@ -98,7 +98,7 @@ class Predictor(nn.Module):
         """`context` [B, S, 256] of tokens `seen` [B, S] to [B, A, 256] for tokens `asked` [B, A]."""
         blanks = self.blank.expand(*asked.shape, -1)
         hidden = torch.cat([self.inlet(context), blanks.to(context.dtype)], dim=1)
-        self._rotation.keep(torch.cat([seen, asked], dim=1))
+        self._rotation.keep(torch.cat([seen, asked], dim=1), hidden.device)
         for layer in self.layers:
             hidden = layer(hidden, None)[0]
         return cast(Tensor, self.outlet(self.norm(hidden[:, seen.shape[1] :])))
@@ -119,13 +119,13 @@ class Denoiser(nn.Module):
 
         Frames are uint8 [B, 16, 192, 192, 3]; `kept` int64 [B, K] are the tokens that take part.
         """
-        features = torch.zeros(len(frames), TOKENS, WIDTH)
+        features = torch.zeros(len(frames), TOKENS, WIDTH, device=frames.device)
         with torch.no_grad():
             taught = nn.functional.layer_norm(self.teacher(frames, kept).float(), (WIDTH,))
             features.scatter_(1, kept[..., None].expand_as(taught), taught)
         losses = []
         for blocks, scale in MASKS:
-            seen, asked = masks(kept, blocks, scale, generator)
+            seen, asked = (tokens.to(frames.device) for tokens in masks(kept.cpu(), blocks, scale, generator))
             predicted = self.predictor(encoder(frames, seen), seen, asked)
             wanted = features.gather(1, asked[..., None].expand(-1, -1, WIDTH))
             losses.append((predicted.float() - wanted).abs().mean())

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .dataset import StoredClip, augmented_sample
+from .loader import ahead
 from .network import VIDEO_TOKENS, WIDTH, Describer, pool
 from .shot import Shot
-from .trainer import stacked
+from .trainer import Trainer, stacked
 
 BATCH = 4
 
@@ -34,31 +35,41 @@ class Features:
         return Features(self.pooled[kept], tuple(self.shots[k] for k in kept), tuple(self.names[k] for k in kept))
 
 
-def variants(describer: Describer, clips: Sequence[StoredClip], count: int, cache: Path) -> Features:
+def variants(trainer: Trainer, clips: Sequence[StoredClip], count: int, cache: Path, processes: int = 0) -> Features:
     """`count` augmented views of each clip through the encoder; kept in `cache` under a hash of encoder and clips."""
+    path = cache / f"features-{_digest(trainer.describer, clips, count)}.npz"
+    if not path.exists():
+        _write(path, trainer, clips, count, processes)
+    with np.load(path) as kept:
+        pooled, mirrored = torch.from_numpy(kept["pooled"]), kept["mirrored"]
+    shown = [clip for clip in clips for _ in range(count)]
+    assert pooled.shape == (len(shown), VIDEO_TOKENS, WIDTH)
+    shots = [
+        clip.shot and (clip.shot.mirrored() if turned else clip.shot)
+        for clip, turned in zip(shown, mirrored, strict=True)
+    ]
+    return Features(pooled, tuple(shots), tuple(clip.name for clip in shown))
+
+
+def _write(path: Path, trainer: Trainer, clips: Sequence[StoredClip], count: int, processes: int) -> None:
     keys = [(clip, k) for clip in clips for k in range(count)]
-    samples = (augmented_sample(clip, np.random.default_rng(_seed(clip.name, k))) for clip, k in keys)
-    path = cache / f"features-{_digest(describer, clips, count)}.npy"
-    shots, rows = list[Shot | None](), list[Tensor]()
-    known = np.load(path) if path.exists() else None
-    batch = []
-    describer.encoder.eval()
-    for done, sample in enumerate(samples, 1):
-        shots.append(sample.shot)
-        if known is None:
-            batch.append(sample)
-            if len(batch) == BATCH or done == len(keys):
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    rows.append(pool(describer.encoder(stacked(batch))).half())
-                batch = []
-    pooled = torch.cat(rows) if known is None else torch.from_numpy(known)
-    assert pooled.shape == (len(keys), VIDEO_TOKENS, WIDTH)
-    if known is None:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, pooled.numpy())
-        partial.replace(path)
-    return Features(pooled, tuple(shots), tuple(clip.name for clip, _ in keys))
+
+    def seen(batch: int) -> tuple[Tensor, list[bool]]:
+        """Frames of a batch's views uint8 [B, 16, 192, 192, 3], and which of them are mirrored."""
+        some = keys[batch * BATCH : (batch + 1) * BATCH]
+        samples = [augmented_sample(clip, np.random.default_rng(_seed(clip.name, k))) for clip, k in some]
+        return stacked(samples), [s.shot != clip.shot for s, (clip, _) in zip(samples, some, strict=True)]
+
+    rows, mirrored = list[Tensor](), list[bool]()
+    trainer.describer.encoder.eval()
+    for frames, turned in ahead(seen, range(-(-len(keys) // BATCH)), processes):
+        with torch.no_grad(), trainer.mixed_precision():
+            rows.append(pool(trainer.describer.encoder(frames.to(trainer.device))).half().cpu())
+        mirrored += turned
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, pooled=torch.cat(rows).numpy(), mirrored=np.array(mirrored))
+    partial.replace(path)
 
 
 def _seed(name: str, variant: int) -> list[int]:

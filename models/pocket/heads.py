@@ -49,6 +49,10 @@ class Targets:
         known = torch.tensor([float(s.known) for s in samples])
         return cls(classes, torch.from_numpy(maps), torch.from_numpy(path), known)
 
+    def to(self, device: torch.device) -> Targets:
+        classes = {name: numbers.to(device) for name, numbers in self.classes.items()}
+        return Targets(classes, self.maps.to(device), self.path.to(device), self.known.to(device))
+
 
 def attribute_classes(sample: Sample) -> dict[str, int]:
     """The class number of each attribute of a sample; `ABSENT` for all but "hoop" where no hoop is in view."""
@@ -90,7 +94,7 @@ class SeeingHeads(nn.Module):
         if kept is not None:
             wanted = wanted.gather(1, kept[..., None].expand(-1, -1, 2))
         maps = nn.functional.binary_cross_entropy_with_logits(
-            self.maps(tokens).float(), wanted, reduction="none", pos_weight=torch.tensor(4.0)
+            self.maps(tokens).float(), wanted, reduction="none", pos_weight=wanted.new_tensor(4.0)
         )
         seen = self._watch(pooled)
         known = targets.known / targets.known.sum().clamp(min=1)

@@ -73,11 +73,12 @@ class Rotation:
     """The precomputed rotation that all layers of one encoder share, for all tokens or for those that are kept."""
 
     def __init__(self, config: VJEPA2Config) -> None:
-        self._tables = rotary_tables(config)
-        self.keep(None)
+        self._tables: tuple[Tensor, ...] = rotary_tables(config)
+        self.keep(None, torch.device("cpu"))
 
-    def keep(self, kept: Tensor | None) -> None:
+    def keep(self, kept: Tensor | None, device: torch.device) -> None:
         """Rotate for the token numbers `kept` [B, K]; for every token when None."""
+        self._tables = tuple(table.to(device) for table in self._tables)
         self.cos, self.sin = (table if kept is None else table[kept][:, None] for table in self._tables)
 
     def __call__(self, heads: Tensor, _: object) -> Tensor:
@@ -109,7 +110,7 @@ class Encoder(nn.Module):
         """uint8 BGR [B, 16, 192, 192, 3] to the last hidden state [B, 1152, 256], or [B, K, 256] of `kept` [B, K]."""
         encoder = self.model.encoder
         hidden = encoder.embeddings(self.pixels(frames))
-        self._rotation.keep(kept)
+        self._rotation.keep(kept, hidden.device)
         if kept is not None:
             hidden = hidden.gather(1, kept[..., None].expand(-1, -1, WIDTH))
         for layer in encoder.layer:
@@ -130,7 +131,8 @@ def moving_tokens(frames: Tensor, count: int, generator: torch.Generator) -> Ten
     grey = frames.float().mean(dim=-1)
     change = (grey - grey.mean(dim=1, keepdim=True)).abs()
     change = nn.functional.avg_pool3d(change[:, None], (2, 16, 16)).flatten(1)
-    score = change / change.mean(dim=1, keepdim=True) + 1.5 * torch.rand(change.shape, generator=generator)
+    mixed = torch.rand(change.shape, generator=generator).to(change.device)
+    score = change / change.mean(dim=1, keepdim=True) + 1.5 * mixed
     return score.topk(count, dim=1).indices.sort(dim=1).values
 
 
@@ -250,7 +252,7 @@ class Describer(nn.Module):
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         table = cast(Any, self.decoder).get_input_embeddings()
-        return cast(Tensor, table(torch.tensor(ids)))
+        return cast(Tensor, table(torch.tensor(ids, device=table.weight.device)))
 
     def prompt(self, pooled: Tensor) -> Tensor:
         """[B, 32, 256] pooled tokens to prompt embeddings [B, P, 576]: prefix, video, suffix."""
@@ -266,6 +268,7 @@ class Describer(nn.Module):
         longest = max(len(s.ids) for s in speeches)
         ids = torch.tensor([[*s.ids, *[self.vocabulary.end] * (longest - len(s.ids))] for s in speeches])
         weights = torch.tensor([[*s.weights, *[0.0] * (longest - len(s.ids))] for s in speeches])
+        ids, weights = ids.to(prompt.device), weights.to(prompt.device)
         table = cast(Any, self.decoder).get_input_embeddings()
         hidden = (
             cast(Any, self.decoder)
@@ -298,5 +301,5 @@ class Describer(nn.Module):
             if token == self.vocabulary.end:
                 break
             said.append(token)
-            cache, inputs = result.past_key_values, {"input_ids": torch.tensor([[token]])}
+            cache, inputs = result.past_key_values, {"input_ids": torch.tensor([[token]], device=pooled.device)}
         return self.vocabulary.text(said)

@@ -21,6 +21,7 @@ STEPS_PER_FRAME = STEP_HZ // 30
 LEAD_SECONDS = 1.0  # flight simulated before the ball reaches its target
 MARGIN = 0.07  # share of the picture drawn beyond each edge, for the shake to move in
 MAX_FRAMES = 60
+BEHIND_SHARE = 0.2  # of shots filmed from beside the board, how many are tried from behind it
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,12 @@ class Take:
         return self.first_step + STEPS_PER_FRAME * np.arange(self.frames)
 
 
-def _choose_aim(rng: np.random.Generator, outcome: Outcome) -> tuple[Vector, Vector, float]:
-    """Where a shot is released, the point it is aimed at (m), and its time of flight (s)."""
+def _choose_aim(rng: np.random.Generator, outcome: Outcome, beside: bool) -> tuple[Vector, Vector, float]:
+    """Where a shot is released, the point it is aimed at (m), and its time of flight (s).
+
+    Some shots come from behind the board's plane, but only where the camera stands `beside` it: from elsewhere the
+    board would hide where they come from.
+    """
     bank, layup = rng.random() < 0.28, rng.random() < 0.2
     spread = 0.07 if outcome == "make" else rng.uniform(0.12, 0.45)
     if bank:
@@ -56,6 +61,9 @@ def _choose_aim(rng: np.random.Generator, outcome: Outcome) -> tuple[Vector, Vec
     if layup:
         start = (rng.uniform(-1.0, 1.0), rng.uniform(-1.1, -0.35), rng.uniform(-1.4, -0.9))
         return start, target, rng.uniform(0.45, 0.8)
+    if beside and rng.random() < BEHIND_SHARE:
+        start = (rng.normal(0, 1.3), rng.uniform(0.7, 3.5), rng.uniform(-1.5, -0.7))
+        return start, target, rng.uniform(0.9, 1.7)
     bearing, distance = math.radians(rng.uniform(-88, 88)), rng.uniform(1.5, 6.5)
     start = (distance * math.sin(bearing), -distance * math.cos(bearing), rng.uniform(-1.3, -0.7))
     return start, target, rng.uniform(0.72, 0.9) + 0.075 * distance
@@ -65,8 +73,9 @@ def choose_take(
     rng: np.random.Generator, outcome: Outcome, camera: Camera, board: Board, size: int, seconds: float | None
 ) -> Take | None:
     """Shoot until a flight has the wanted outcome and reads clearly from this camera; None when none did."""
+    beside = abs(camera.position[0]) > 1.4 * abs(camera.position[1] - BOARD_Y)
     for _ in range(150):
-        start, target, duration = _choose_aim(rng, outcome)
+        start, target, duration = _choose_aim(rng, outcome, beside)
         vx, vy, vz = launch(start, target, duration)
         lead = duration - LEAD_SECONDS
         x, y, z = start[0] + vx * lead, start[1] + vy * lead, start[2] + vz * lead - 4.905 * lead * lead

@@ -9,6 +9,8 @@ it. `decoder --denoised` leaves the seeing out, which is the paper's recipe to t
 weights and cross-validates over all labelled clips instead. Ctrl-C keeps the last step; the same command goes on from
 there. The curve is `curve.tsv` beside the checkpoints, in the cache.
 
+`--device cuda` trains on a GPU, with as many processes as `--threads` says to feed it; larger batches then cost little.
+
 With `OMP_WAIT_POLICY=PASSIVE` in the environment, threads sleep at OpenMP's barriers in place of spinning: on a machine
 that does other things at the same time a step is up to 20 times faster.
 """
@@ -20,7 +22,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,9 +44,10 @@ from .dataset import (
 from .features import Features, variants
 from .heads import attribute_classes
 from .keyframes import with_picks
+from .loader import ahead
 from .network import pool, smollm_path
 from .shot import OUTCOMES, Shot
-from .trainer import PHASES, Phase, Trainer, save_state, stacked
+from .trainer import PHASES, Batch, Phase, Trainer, save_model, save_state, stacked
 
 REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.15  # of a batch while seeing; the rest is rendered
 SPOKEN_REAL_SHARE, SPOKEN_ELSEWHERE_SHARE = 0.45, 0.22  # the same while speaking
@@ -54,11 +56,11 @@ FOOLING_WEIGHT = 2.5  # the same for a rendered miss whose ball seems to fall th
 MADE_SHARE = 0.45  # of the shots drawn: at 0.54 to 0.59, as they come, the model said "made" when it could not tell
 RENDERED, ELSEWHERE = 5000, 1200
 SPOKEN_RENDERED, SPOKEN_ELSEWHERE = 2000, 900  # of these, what phase two sees: running the encoder on all is slow
-SAVE_EVERY = 25  # steps
+NOTE_EVERY = 25  # steps
+SAVE_EVERY_S = 30
 WATCH_EVERY = 200
 ALL_TOKENS_FROM = 0.92  # share of each round of "see" after which no token is left out
 ALL_TOKENS_ROUND = 2  # from this round on (0 is the first) none is
-LOOK_AHEAD = 4  # batches prepared while a step runs
 RATES: dict[Phase, float] = {"denoise": 6e-4, "see": 6e-4, "speak": 1e-3}
 
 
@@ -127,10 +129,10 @@ class Data:
         ]
         return drawn_as_often([clip.shot for clip in self.rendered], fooling)
 
-    def batch(self, key: tuple[int, ...], size: int) -> list[Sample]:
+    def batch(self, key: tuple[int, ...], size: int) -> Batch:
         """The augmented samples that belong to `key`, the same whenever it is asked."""
         rng = np.random.default_rng(key)
-        return [self._sample(rng) for _ in range(size)]
+        return Batch.of([self._sample(rng) for _ in range(size)])
 
     def _sample(self, rng: np.random.Generator) -> Sample:
         kind = rng.random()
@@ -141,21 +143,6 @@ class Data:
         return augmented_sample(self.rendered[int(rng.choice(len(self.rendered), p=self._chance_of_rendered))], rng)
 
 
-def prepared(make: Callable[[int], list[Sample]], first: int) -> Iterator[list[Sample]]:
-    """Batches `make(first)`, `make(first + 1)`, … endlessly, made ahead in a thread."""
-    with ThreadPoolExecutor(1) as pool_:
-        waiting = [pool_.submit(make, first + k) for k in range(LOOK_AHEAD)]
-        following = first + LOOK_AHEAD
-        try:
-            while True:
-                waiting.append(pool_.submit(make, following))
-                following += 1
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 @torch.no_grad()
 def seen_accuracy(trainer: Trainer, clips: Sequence[StoredClip]) -> dict[str, float]:
     """Share of clips whose attributes the two heads name correctly, without augmentation."""
@@ -164,8 +151,8 @@ def seen_accuracy(trainer: Trainer, clips: Sequence[StoredClip]) -> dict[str, fl
     trainer.heads.eval()
     for clip in clips:
         sample = plain_sample(clip)
-        with torch.autocast("cpu", torch.bfloat16):
-            pooled = pool(trainer.describer.encoder(stacked([sample])))
+        with trainer.mixed_precision():
+            pooled = pool(trainer.describer.encoder(stacked([sample]).to(trainer.device)))
             answers = trainer.heads.attributes(pooled, trainer.describer.projector(pooled))
         truth = attribute_classes(sample)
         for kind, logits in zip(("judged", "spoken"), answers, strict=True):
@@ -202,15 +189,17 @@ def run_phase(
     trainer: Trainer, step: Callable[[], dict[str, float]], steps: int, checkpoint: Path | None, log: Log
 ) -> Iterator[int]:
     """Take `step` until the phase is done, giving the step number after each; saves as it goes, and on Ctrl-C."""
-    started = time.perf_counter() - trainer.seconds
+    saved = time.perf_counter()
+    started = saved - trainer.seconds
     try:
         while trainer.step < steps:
             log.add(step())
             trainer.seconds = time.perf_counter() - started
-            if trainer.step % SAVE_EVERY == 0:
-                if checkpoint is not None:
-                    save_state(trainer, checkpoint)
+            if trainer.step % NOTE_EVERY == 0:
                 log.note(trainer)
+            if checkpoint is not None and time.perf_counter() - saved >= SAVE_EVERY_S:
+                save_state(trainer, checkpoint)
+                saved = time.perf_counter()
             yield trainer.step
     except KeyboardInterrupt:
         if checkpoint is not None:
@@ -222,36 +211,38 @@ def run_phase(
 def train_encoder(args: argparse.Namespace, run: Path) -> None:
     """Phase one: "denoise", then "see". Leaves `denoised.pt` and `seen.pt` in the run's folder."""
     data, validation = load_data(args), load_real(args, "val")
-    trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed)
+    trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed, device=args.device)
     checkpoint, log = run / "encoder.pt", Log(run / "curve.tsv")
     if checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, weights_only=True))
+        trainer.restore(torch.load(checkpoint, weights_only=True, map_location=args.device))
         print(f"going on from step {trainer.step} of phase {trainer.phase} ({checkpoint})")
     if trainer.phase == "denoise":
-        run_encoder_phase(trainer, data, [args.denoise_steps], args.batch, checkpoint, log, [])
-        save_state(trainer, run / "denoised.pt")
+        run_encoder_phase(trainer, data, [args.denoise_steps], args, checkpoint, log, [])
+        save_model(trainer, run / "denoised.pt")
         trainer.enter("see")
-    run_encoder_phase(trainer, data, args.see_steps, args.batch, checkpoint, log, validation)
+    run_encoder_phase(trainer, data, args.see_steps, args, checkpoint, log, validation)
     trainer.average.settle()
     log.note(trainer, seen_accuracy(trainer, validation))
-    save_state(trainer, run / "seen.pt")
+    save_model(trainer, run / "seen.pt")
 
 
 def run_encoder_phase(
     trainer: Trainer,
     data: Data,
     rounds: Sequence[int],
-    batch: int,
+    args: argparse.Namespace,
     checkpoint: Path,
     log: Log,
     watch: Sequence[StoredClip],
 ) -> None:
     """The rest of "denoise" or "see"; `watch` is scored now and then."""
     schedule, key = Schedule(tuple(rounds), RATES[trainer.phase]), (trainer.seed, PHASES.index(trainer.phase))
-    batches = prepared(lambda step: data.batch((*key, step), batch), trainer.step)
+    steps = range(trainer.step, schedule.steps)
+    batches = ahead(lambda step: data.batch((*key, step), args.batch), steps, processes(args))
 
     def step() -> dict[str, float]:
-        return trainer.advance(next(batches), schedule.all_tokens_at(trainer.step), schedule.rate_at(trainer.step))
+        every = args.all_tokens or schedule.all_tokens_at(trainer.step)
+        return trainer.advance(next(batches), every, schedule.rate_at(trainer.step))
 
     try:
         for done in run_phase(trainer, step, schedule.steps, checkpoint, log):
@@ -264,16 +255,15 @@ def run_encoder_phase(
 def train_decoder(args: argparse.Namespace, run: Path) -> None:
     """Phase two: "speak" on the frozen encoder; writes the weights and scores them."""
     name = "denoised" if args.denoised else "seen"
-    trainer = trainer_after(run / f"{name}.pt", args.seed)
+    trainer = trainer_after(run / f"{name}.pt", args)
     data = load_data(args)
     features = {
-        "real": variants(trainer.describer, data.real, args.variants, run),
-        "rendered": variants(trainer.describer, data.rendered[:SPOKEN_RENDERED], 1, run),
-        "elsewhere": variants(trainer.describer, data.elsewhere[:SPOKEN_ELSEWHERE], 1, run),
+        "real": variants(trainer, data.real, args.variants, run, processes(args)),
+        **features_of_made(trainer, data, args, run),
     }
     checkpoint = run / f"decoder-{name}.pt"
     if checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, weights_only=True))
+        trainer.restore(torch.load(checkpoint, weights_only=True, map_location=args.device))
         print(f"going on from step {trainer.step} of phase speak ({checkpoint})")
     speak(trainer, features, args, checkpoint, Log(run / f"curve-{name}.tsv"))
     weights.save(trainer.describer, args.out, args.vgg)
@@ -317,16 +307,15 @@ def cross_validate(args: argparse.Namespace, run: Path) -> None:
     for fold in range(args.folds):
         if any(answer["fold"] == fold for answer in done):
             continue
-        trainer = trainer_after(run / "seen.pt", args.seed)
-        real = variants(trainer.describer, clips, args.variants, run)
+        trainer = trainer_after(run / "seen.pt", args)
+        real = variants(trainer, clips, args.variants, run, processes(args))
         features = {
             "real": real.of([clip.name for clip, its in zip(clips, fold_of, strict=True) if its != fold]),
-            "rendered": variants(trainer.describer, data.rendered[:SPOKEN_RENDERED], 1, run),
-            "elsewhere": variants(trainer.describer, data.elsewhere[:SPOKEN_ELSEWHERE], 1, run),
+            **features_of_made(trainer, data, args, run),
         }
         speak(trainer, features, args, None, Log(run / f"curve-fold-{fold}.tsv"))
         held_out = [clip for clip, its in zip(clips, fold_of, strict=True) if its == fold]
-        with torch.autocast("cpu", torch.bfloat16):
+        with trainer.mixed_precision():
             said = evaluate.answers(trainer.describer, held_out)
         done += [{"fold": fold, "name": a.name, "text": a.text, "logits": a.logits} for a in said]
         path.write_text("".join(json.dumps(answer) + "\n" for answer in done))
@@ -341,13 +330,27 @@ def cross_validate(args: argparse.Namespace, run: Path) -> None:
         print(f"  temperature of the first word: {evaluate.fitted_temperature(said):.2f}")
 
 
-def trainer_after(path: Path, seed: int) -> Trainer:
+def features_of_made(trainer: Trainer, data: Data, args: argparse.Namespace, run: Path) -> dict[str, Features]:
+    """What the encoder sees in the rendered clips and in those without a hoop that phase two reads."""
+    return {
+        "rendered": variants(trainer, data.rendered[:SPOKEN_RENDERED], 1, run, processes(args)),
+        "elsewhere": variants(trainer, data.elsewhere[:SPOKEN_ELSEWHERE], 1, run, processes(args)),
+    }
+
+
+def processes(args: argparse.Namespace) -> int:
+    """How many feed the training: none but a thread where it needs the processors itself."""
+    return 0 if args.device == "cpu" else int(args.threads)
+
+
+def trainer_after(path: Path, args: argparse.Namespace) -> Trainer:
     """A trainer about to speak, with the weights that phase one left in `path`."""
     if not path.exists():
         raise SystemExit(f"{path} is not there: train the encoder first (python -m svrt.models.pocket.train encoder)")
-    torch.manual_seed(seed)
-    trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), seed)
-    trainer.describer.load_state_dict(torch.load(path, weights_only=True)["model"], strict=False)
+    torch.manual_seed(args.seed)
+    trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed, device=args.device)
+    state = torch.load(path, weights_only=True, map_location=args.device)
+    trainer.describer.load_state_dict(state["model"], strict=False)
     trainer.enter("speak")
     return trainer
 
@@ -377,11 +380,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vgg", type=Path, default=weights.WEIGHTS / weights.VGG_NAME, help="the sampler's VGG-16")
     parser.add_argument("--denoise-steps", type=int, default=200)
     parser.add_argument("--see-steps", type=int, nargs="+", default=[3000, 2000, 700], help="of each round")
+    parser.add_argument("--all-tokens", action="store_true", help="leave none out while seeing: for a GPU")
     parser.add_argument("--speak-steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
     parser.add_argument("--variants", type=int, default=12, help="augmentations of each real clip that speaking sees")
     parser.add_argument("--denoised", action="store_true", help="speak after denoising alone, without seeing")
     parser.add_argument("--folds", type=int, default=0, help="cross-validate in this many parts, and write no weights")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or another that PyTorch knows")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

@@ -8,6 +8,7 @@ that are not shipped. "speak" freezes the encoder and trains projector and LoRA 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,13 +52,33 @@ class Average:
             parameter.copy_(mean)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one step: `frames` uint8 [B, 16, 192, 192, 3], and what they show."""
+
+    frames: Tensor
+    targets: Targets
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Batch:
+        return cls(stacked(samples), Targets.of(samples))
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.frames.to(device), self.targets.to(device))
+
+
 class Trainer:
     """The model, its heads, its optimiser and how far it has come."""
 
-    def __init__(self, describer: Describer, seed: int, phase: Phase = "denoise") -> None:
-        self.describer, self.seed = describer, seed
-        self.heads = SeeingHeads(describer.projector.norm.normalized_shape[0])
+    def __init__(self, describer: Describer, seed: int, phase: Phase = "denoise", device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.describer, self.seed = describer.to(self.device), seed
+        self.heads = SeeingHeads(describer.projector.norm.normalized_shape[0]).to(self.device)
         self.enter(phase)
+
+    def mixed_precision(self) -> torch.autocast:
+        """Products in bfloat16, as all phases are trained."""
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _modules(self) -> list[torch.nn.Module]:
         d = self.describer
@@ -68,7 +89,7 @@ class Trainer:
     def enter(self, phase: Phase) -> None:
         """Start a phase with a fresh optimiser."""
         self.phase, self.step, self.seconds = phase, 0, 0.0
-        self.denoiser = Denoiser(self.describer.encoder)
+        self.denoiser = Denoiser(self.describer.encoder).to(self.device)
         parameters = [p for module in self._modules() for p in weights.trainable(module)]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
@@ -77,17 +98,17 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
         self.average = Average(parameters)
 
-    def advance(self, samples: Sequence[Sample], all_tokens: bool, rate: float) -> dict[str, float]:
+    def advance(self, batch: Batch, all_tokens: bool, rate: float) -> dict[str, float]:
         """One optimiser step of "denoise" or "see"; the losses. `all_tokens`: while seeing, leave none out."""
-        with torch.autocast("cpu", torch.bfloat16):
+        batch, generator = batch.to(self.device), torch.Generator().manual_seed(self.seed + self.step)
+        with self.mixed_precision():
             self._begin(rate)
             if self.phase == "denoise":
-                frames, generator = stacked(samples), torch.Generator().manual_seed(self.seed + self.step)
-                kept = moving_tokens(frames, MOVING_TOKENS, generator)
-                loss = self.denoiser.loss(self.describer.encoder, frames, kept, generator)
+                kept = moving_tokens(batch.frames, MOVING_TOKENS, generator)
+                loss = self.denoiser.loss(self.describer.encoder, batch.frames, kept, generator)
                 parts = {"denoised": float(loss.detach())}
             else:
-                loss, parts = self._see(samples, all_tokens)
+                loss, parts = self._see(batch, None if all_tokens else generator)
         self._end(loss)
         if self.phase == "denoise":
             self.denoiser.follow(self.describer.encoder)
@@ -97,9 +118,9 @@ class Trainer:
         """One optimiser step of "speak" on pooled tokens [B, 32, 256] of the frozen encoder."""
         rng = np.random.default_rng((self.seed, 3, self.step))
         speeches = [speech(shot, self.describer.vocabulary, rng) for shot in shots]
-        with torch.autocast("cpu", torch.bfloat16):
+        with self.mixed_precision():
             self._begin(rate)
-            loss = self.describer.caption_loss(pooled, speeches)
+            loss = self.describer.caption_loss(pooled.to(self.device), speeches)
         self._end(loss)
         return {"caption": float(loss.detach())}
 
@@ -118,13 +139,12 @@ class Trainer:
         self.step += 1
         self.average.follow(self.step)
 
-    def _see(self, samples: Sequence[Sample], all_tokens: bool) -> tuple[Tensor, dict[str, float]]:
-        frames, kept = stacked(samples), None
-        if not all_tokens:
-            kept = moving_tokens(frames, MOVING_TOKENS, torch.Generator().manual_seed(self.seed + self.step))
-        tokens = self.describer.encoder(frames, kept)
+    def _see(self, batch: Batch, left_out: torch.Generator | None) -> tuple[Tensor, dict[str, float]]:
+        """The losses on the tokens that move, drawn with `left_out`, or on all."""
+        kept = None if left_out is None else moving_tokens(batch.frames, MOVING_TOKENS, left_out)
+        tokens = self.describer.encoder(batch.frames, kept)
         pooled = pool(tokens, kept)
-        return self.heads.loss(tokens, kept, pooled, self.describer.projector(pooled), Targets.of(samples))
+        return self.heads.loss(tokens, kept, pooled, self.describer.projector(pooled), batch.targets)
 
     def state(self) -> dict[str, Any]:
         """Everything that is needed to go on; the frozen base decoder is left out."""
@@ -152,9 +172,19 @@ class Trainer:
 
 def save_state(trainer: Trainer, path: Path) -> None:
     """Write the checkpoint whole or not at all."""
+    _save(trainer.state(), path)
+
+
+def save_model(trainer: Trainer, path: Path) -> None:
+    """Write what phase one leaves to phase two, encoder and projector, whole or not at all."""
+    model = {name: p for name, p in trainer.state()["model"].items() if not name.startswith("decoder.")}
+    _save({"model": model}, path)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save(trainer.state(), partial)
+    torch.save(state, partial)
     partial.replace(path)
 
 
