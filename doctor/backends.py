@@ -116,12 +116,16 @@ def _tensorrt(host: Host, machine: Machine, backend: str, say: Say) -> Said:
     return _said(backend, outcome, f"built an engine, loaded it and ran it on {device}", level, fix)
 
 
+_WITHOUT_AMX = "CMAKE_ARGS='-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__'"  # as the Makefile
+
+
 def _llama(host: Host, machine: Machine, bundle: Bundle | None, say: Say) -> Said:
     arguments: tuple[str, ...] = ()
     if bundle is not None:
         arguments = (str(bundle.file(DECODER).absolute()), bundle.manifest.files[DECODER].precision)
     outcome = _try(host, say, "llama", *arguments)
-    install = _llama_install(host, machine)
+    amx = bool(outcome.values.get("amx"))
+    install = _llama_install(host, machine, amx)
     name, installed = "llama-cpp-python", host.packages.get("llama-cpp-python", LLAMA)
     if outcome.ran and installed != LLAMA:
         outcome = Outcome("failed", f"svrt is written for {LLAMA}; another version may crash", outcome.values)
@@ -132,16 +136,18 @@ def _llama(host: Host, machine: Machine, bundle: Bundle | None, say: Say) -> Sai
         return _said(name, outcome, "", "fail", install)
     if machine.nvidia_gpu and not outcome.values.get("gpu"):
         return _said(name, outcome, f"{detail}; it was built without CUDA, so the GPU is not used", "warn", install)
+    if amx:
+        return _said(name, outcome, f"{detail}; it was built with AMX, and is slower without using it", "warn", install)
     return _said(name, outcome, detail, "ok")
 
 
-def _llama_install(host: Host, machine: Machine) -> str:
+def _llama_install(host: Host, machine: Machine, amx: bool) -> str:
     """The line that builds llama.cpp for this machine; on a small board without CUDA's virtual memory: it crashes."""
     install = _INSTALL["llama"]
     if "llama-cpp-python" in host.packages:
         install = install.replace("--force-reinstall", "--force-reinstall --no-deps")  # NumPy stays as it is
     if not machine.nvidia_gpu:
-        return install
+        return f"{_WITHOUT_AMX} {install}" if amx else install
     options = "-DGGML_CUDA=on"
     if machine.soc:
         options += f" -DCMAKE_CUDA_ARCHITECTURES={COMPUTE_CAPABILITY[machine.soc]}"

@@ -165,12 +165,16 @@ def llama(gguf: str = "", precision: str = "") -> dict[str, Any]:
     """Load a GGUF and compute one token; without one, only the library."""
     import llama_cpp
 
-    found = {"version": llama_cpp.__version__, "gpu": bool(llama_cpp.llama_supports_gpu_offload())}
+    from ..runtime.decoder import Decoder, has_amx, is_repacked
+
+    found = {
+        "version": llama_cpp.__version__,
+        "gpu": bool(llama_cpp.llama_supports_gpu_offload()),
+        "amx": has_amx(llama_cpp),
+    }
     if not gguf:
         return found
     import numpy as np
-
-    from ..runtime.decoder import Decoder, is_repacked
 
     with Decoder(
         Path(gguf), prefix="A", suffix="B", max_tokens=1, video_tokens=1, repacked=is_repacked(precision)

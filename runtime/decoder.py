@@ -133,6 +133,16 @@ def is_repacked(quantization: str) -> bool:
     return quantization.startswith("q4")
 
 
+def has_amx(lib: Any) -> bool:
+    """Whether llama.cpp, by its bindings `lib`, was built with AMX, which it must not use beside others who do.
+
+    It configures a thread's tiles once, for good. The next product is an illegal instruction where OpenVINO has used
+    AMX in that thread since, and the first one is where GCC 12 has dropped most of the configuration as never read
+    (ggml-org/llama.cpp, pull request 26954).
+    """
+    return b"AMX_INT8 = 1" in lib.llama_print_system_info()
+
+
 class Decoder:
     """A LLaMA-type GGUF, ready to continue a prompt that contains one clip.
 
@@ -293,11 +303,7 @@ class Decoder:
         parameters.n_gpu_layers = -1 if on_gpu else 0  # negative: every layer
         if repacked and not on_gpu:
             parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
-        # A thread's tiles are configured once, for good: the next product is an illegal instruction after OpenVINO's
-        # AMX code has run in that thread, or at once where GCC 12 dropped most of the configuration as never read
-        # (ggml-org/llama.cpp pull request 26954). `make` builds without AMX; of other builds no rearranged weights are
-        # used, which alone go through it.
-        parameters.use_extra_bufts = b"AMX_INT8 = 1" not in lib.llama_print_system_info()
+        parameters.use_extra_bufts = not has_amx(lib)  # rearranged weights alone go through it
         _log.clear()
         model = lib.llama_model_load_from_file(os.fsencode(self._path), parameters)
         if not model:

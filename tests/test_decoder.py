@@ -121,6 +121,21 @@ def test_a_kept_prefix_gives_the_logits_of_a_fresh_context(
         assert not np.array_equal(first, fresh.prefill(clip))  # clips matter
 
 
+@pytest.mark.parametrize(("says", "rearranged"), [(b"AVX512 = 1 | AMX_INT8 = 1 | ", False), (b"AVX512 = 1 | ", True)])
+def test_weights_are_not_rearranged_where_llama_cpp_would_use_amx(
+    model: Path, monkeypatch: pytest.MonkeyPatch, says: bytes, rearranged: bool
+) -> None:
+    seen, load = [], llama_cpp.llama_cpp.llama_model_load_from_file
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_print_system_info", lambda: says)
+    monkeypatch.setattr(
+        llama_cpp.llama_cpp,
+        "llama_model_load_from_file",
+        lambda path, parameters: seen.append(parameters.use_extra_bufts) or load(path, parameters),
+    )
+    new(model).close()
+    assert seen == [rearranged]
+
+
 def test_the_prefix_is_decoded_once(decoder: Decoder, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     decode = llama_cpp.llama_cpp.llama_decode

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import svrt
 from doctor_boards import AGX, CPU, GIB, NANO, NX, THOR, answers, desktop, host, jetson, tiny_bundle, write
 from rich.console import Console
 from stand_in_gpu import Driver, TensorRT
@@ -279,6 +280,16 @@ def test_llama_cpp_without_cuda_on_a_jetson_is_told_with_the_line_that_builds_it
     (fault,) = faults(examine(host(nano, answers(ORIN, llama=slow)), bundle))
     assert "without CUDA" in fault.what
     assert "-DCMAKE_CUDA_ARCHITECTURES=87 -DGGML_CUDA_NO_VMM=ON" in fault.fix and "==0.3.36" in fault.fix
+
+
+def test_llama_cpp_with_amx_is_told_with_the_line_that_builds_it_without(tmp_path, bundle):
+    slow = Outcome("ran", values={"version": "0.3.36", "gpu": False, "amx": True, "model": "m", "device": "CPU"})
+    report = examine(host(desktop(tmp_path / "pc"), answers(llama=slow)), bundle)
+    (fault,) = faults(report)
+    assert fault.level == "warn" and "built with AMX" in fault.what and report.describe_works
+    assert fault.fix.startswith("CMAKE_ARGS='-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__' pip ")
+    makefile = (Path(svrt.__file__).parent / "Makefile").read_text(encoding="utf-8")
+    assert fault.fix.partition("'")[2].partition("'")[0] in makefile
 
 
 def test_another_llama_cpp_than_the_pinned_one_is_refused(nano, bundle):
