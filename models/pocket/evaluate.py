@@ -72,9 +72,9 @@ def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
 def answers(describer: Describer, clips: Sequence[StoredClip]) -> list[Answer]:
     """Describe each clip greedily in float32."""
     describer.eval()
-    said = []
+    said, device = [], next(describer.parameters()).device
     for clip in clips:
-        pooled = pool(describer.encoder(torch.from_numpy(plain_sample(clip).frames[None])))
+        pooled = pool(describer.encoder(torch.from_numpy(plain_sample(clip).frames[None]).to(device)))
         logits = tuple(describer.first_logits(pooled, list(FIRST_WORDS.values()))[0].tolist())
         said.append(Answer(clip.name, clip.shot, describer.describe(pooled)[0], logits=logits))
     return said

@@ -9,7 +9,7 @@ it. `decoder --denoised` leaves the seeing out, which is the paper's recipe to t
 weights and cross-validates over all labelled clips instead. Ctrl-C keeps the last step; the same command goes on from
 there. The curve is `curve.tsv` beside the checkpoints, in the cache.
 
-`--device cuda` trains on a GPU, with as many processes as `--threads` says to feed it; larger batches then cost little.
+`--device cuda` trains on a GPU, with as many processes as `--threads` says to feed it (not run on hardware yet).
 
 With `OMP_WAIT_POLICY=PASSIVE` in the environment, threads sleep at OpenMP's barriers in place of spinning: on a machine
 that does other things at the same time a step is up to 20 times faster.
