@@ -29,22 +29,26 @@ CLIPS = (stored("a.mp4", 1, SHOT), stored("b.mp4", 2, None))
 
 
 def seeing(seed: int) -> Any:
-    """A describer as far as features need one: an encoder of two layers, to be quick."""
+    """A trainer as far as features need one: an encoder of two layers, to be quick."""
     torch.manual_seed(seed)
     encoder = Encoder()
     encoder.model.encoder.layer = encoder.model.encoder.layer[:2]
-    return SimpleNamespace(encoder=encoder)
+    return SimpleNamespace(
+        describer=SimpleNamespace(encoder=encoder),
+        device=torch.device("cpu"),
+        mixed_precision=lambda: torch.autocast("cpu", torch.bfloat16),
+    )
 
 
 @pytest.fixture(scope="module")
-def describer() -> Any:
+def trainer() -> Any:
     return seeing(0)
 
 
 @pytest.fixture(scope="module")
-def kept(describer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Features, Path]:
+def kept(trainer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Features, Path]:
     cache = tmp_path_factory.mktemp("features")
-    return variants(describer, CLIPS, 2, cache), cache
+    return variants(trainer, CLIPS, 2, cache), cache
 
 
 def test_each_clip_has_its_views_with_what_they_show(kept: tuple[Features, Path]) -> None:
@@ -58,33 +62,33 @@ def test_each_clip_has_its_views_with_what_they_show(kept: tuple[Features, Path]
 
 
 def test_a_second_call_reads_the_file_and_asks_no_encoder(
-    describer: Any, kept: tuple[Features, Path], monkeypatch: pytest.MonkeyPatch
+    trainer: Any, kept: tuple[Features, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, cache = kept
 
     def refuse(*_: object) -> None:
         raise AssertionError("the encoder ran again")
 
-    monkeypatch.setattr(describer.encoder, "forward", refuse)
-    again = variants(describer, CLIPS, 2, cache)
+    monkeypatch.setattr(trainer.describer.encoder, "forward", refuse)
+    again = variants(trainer, CLIPS, 2, cache)
     assert torch.equal(again.pooled, features.pooled)
     assert (again.shots, again.names) == (features.shots, features.names)
     with pytest.raises(AssertionError, match="ran again"):
-        variants(describer, CLIPS, 1, cache)
+        variants(trainer, CLIPS, 1, cache)
 
 
-def test_a_view_is_the_same_in_any_company(describer: Any, kept: tuple[Features, Path], tmp_path: Path) -> None:
+def test_a_view_is_the_same_in_any_company(trainer: Any, kept: tuple[Features, Path], tmp_path: Path) -> None:
     features, _ = kept
-    alone = variants(describer, CLIPS[1:], 1, tmp_path)
+    alone = variants(trainer, CLIPS[1:], 1, tmp_path)
     torch.testing.assert_close(alone.pooled[0], features.pooled[2], atol=0.05, rtol=0.05)
     assert float((alone.pooled[0] - features.pooled[3]).abs().max()) > 0.2, "that would have failed another view"
 
 
-def test_another_encoder_and_other_clips_have_a_file_of_their_own(describer: Any, tmp_path: Path) -> None:
-    first = variants(describer, CLIPS[:1], 1, tmp_path)
+def test_another_encoder_and_other_clips_have_a_file_of_their_own(trainer: Any, tmp_path: Path) -> None:
+    first = variants(trainer, CLIPS[:1], 1, tmp_path)
     other = variants(seeing(1), CLIPS[:1], 1, tmp_path)
     assert not torch.equal(first.pooled, other.pooled)
-    variants(describer, CLIPS[1:], 1, tmp_path)
+    variants(trainer, CLIPS[1:], 1, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 

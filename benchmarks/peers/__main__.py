@@ -7,6 +7,7 @@ clip, with the bundle's own weights. See docs/peers.md.
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import shutil
 import signal
@@ -85,9 +86,10 @@ class Ring:
             raise failure
 
     def _text(self, ids: list[int]) -> str:
+        """Whole characters only, as svrt gives them: tokens may end in the middle of one."""
         if self._vocabulary is None:
             self._vocabulary = vocabulary(self._bundle)
-        return str(self._vocabulary.detokenize(ids).decode(errors="replace")) if ids else ""
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(self._vocabulary.detokenize(ids)) if ids else ""
 
 
 def measure(
