@@ -12,6 +12,7 @@ from svrt import bundle as contract
 from svrt import seal
 from svrt.benchmarks import start
 from svrt.bundle import MANIFEST, VGG16, Bundle
+from svrt.cache import engine_folder
 from svrt.errors import BundleError
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
@@ -211,3 +212,17 @@ def test_a_new_process_is_timed_sealed_and_hashed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     found = start.measure(bundle, rounds=1)
     assert found.sealed_ms > found.describe_ms > 0 and found.hashed_ms > found.describe_ms and found.before_ms > 0
+
+
+def test_a_process_without_the_seal_still_knows_which_backends_were_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    start._remember_backends(tmp_path / "empty")
+    assert not list((tmp_path / "empty").iterdir()), "nothing is remembered yet"
+    engine_folder().mkdir(parents=True)
+    (engine_folder() / "graph.trial.json").touch()
+    start._remember_backends(tmp_path / "empty")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert (engine_folder() / "graph.trial.json").is_file()
