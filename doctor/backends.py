@@ -19,6 +19,7 @@ _INSTALL = {
     "tensorrt-rtx": "pip install --no-deps tensorrt-rtx-cu12-libs==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116",
     "llama": f"pip install --force-reinstall --no-cache-dir llama-cpp-python=={LLAMA}",
 }
+_WITHOUT_AMX = "-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"  # as the Makefile has it
 _CPU = "CPUExecutionProvider"
 _REMOTE = "AzureExecutionProvider"  # in every wheel; it asks a service on the network
 
@@ -116,9 +117,6 @@ def _tensorrt(host: Host, machine: Machine, backend: str, say: Say) -> Said:
     return _said(backend, outcome, f"built an engine, loaded it and ran it on {device}", level, fix)
 
 
-_WITHOUT_AMX = "CMAKE_ARGS='-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__'"  # as the Makefile
-
-
 def _llama(host: Host, machine: Machine, bundle: Bundle | None, say: Say) -> Said:
     arguments: tuple[str, ...] = ()
     if bundle is not None:
@@ -146,14 +144,16 @@ def _llama_install(host: Host, machine: Machine, amx: bool) -> str:
     install = _INSTALL["llama"]
     if "llama-cpp-python" in host.packages:
         install = install.replace("--force-reinstall", "--force-reinstall --no-deps")  # NumPy stays as it is
-    if not machine.nvidia_gpu:
-        return f"{_WITHOUT_AMX} {install}" if amx else install
-    options = "-DGGML_CUDA=on"
-    if machine.soc:
-        options += f" -DCMAKE_CUDA_ARCHITECTURES={COMPUTE_CAPABILITY[machine.soc]}"
-    if machine.jetson and (machine.memory or 0) < board.SMALL_BOARD:
-        options += " -DGGML_CUDA_NO_VMM=ON"
-    return f"CUDACXX=/usr/local/cuda/bin/nvcc CMAKE_ARGS='{options}' {install}"
+    options = [_WITHOUT_AMX] if amx else []
+    compiler = ""
+    if machine.nvidia_gpu:
+        compiler = "CUDACXX=/usr/local/cuda/bin/nvcc "
+        options.append("-DGGML_CUDA=on")
+        if machine.soc:
+            options.append(f"-DCMAKE_CUDA_ARCHITECTURES={COMPUTE_CAPABILITY[machine.soc]}")
+        if machine.jetson and (machine.memory or 0) < board.SMALL_BOARD:
+            options.append("-DGGML_CUDA_NO_VMM=ON")
+    return f"{compiler}CMAKE_ARGS='{' '.join(options)}' {install}" if options else install
 
 
 def describes(host: Host, bundle: Bundle, again: str, say: Say) -> Finding:

@@ -292,6 +292,12 @@ def test_llama_cpp_with_amx_is_told_with_the_line_that_builds_it_without(tmp_pat
     assert fault.fix.partition("'")[2].partition("'")[0] in makefile
 
 
+def test_the_line_that_builds_without_amx_keeps_cuda_where_there_is_a_gpu(nano, bundle):
+    slow = Outcome("ran", values={"version": "0.3.36", "gpu": True, "amx": True, "model": "m", "device": "CUDA0"})
+    (fault,) = faults(examine(host(nano, answers(ORIN, llama=slow)), bundle))
+    assert "-U__AMX_INT8__ -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=87" in fault.fix
+
+
 def test_another_llama_cpp_than_the_pinned_one_is_refused(nano, bundle):
     report = examine(host(nano, answers(ORIN), packages={"llama-cpp-python": "0.3.40"}), bundle)
     assert not report.describe_works and "written for 0.3.36" in faults(report)[0].what
