@@ -50,7 +50,7 @@ suffix = "\\nWhat happens?<|eot_id|><|start_header_id|>assistant<|end_header_id|
 """
 
 
-def write_system(folder: Path) -> Path:
+def write_system(folder: Path, seed: int = 1) -> Path:
     """Write sampler, encoder, projector, decoder (three shards) and adapter to `folder`; returns the recipe's path."""
     shape = LlamaShape.from_config(LLAMA, Path("config.json"))
     layouts = {
@@ -61,7 +61,7 @@ def write_system(folder: Path) -> Path:
         "adapter": random_weights.adapter_layout(shape),
     }
     for role, layout in layouts.items():
-        layout.write(folder / role, seed=1)
+        layout.write(folder / role, seed)
     recipe = folder / "small.toml"
     recipe.write_text(RECIPE)
     return recipe

@@ -61,6 +61,17 @@ def test_each_clip_has_its_views_with_what_they_show(kept: tuple[Features, Path]
     assert len({row.numpy().tobytes() for row in features.pooled}) == 4
 
 
+def test_mirrored_views_show_the_mirrored_shot(trainer: Any, tmp_path: Path) -> None:
+    for _ in range(2):  # computed, then read back
+        views = variants(trainer, CLIPS, 6, tmp_path)
+        assert views.names == tuple(clip.name for clip in CLIPS for _ in range(6))
+        assert set(views.shots) == {SHOT, SHOT.mirrored(), None}
+        (kept,) = tmp_path.iterdir()
+        written = kept.stat().st_mtime_ns
+    variants(trainer, CLIPS, 6, tmp_path)
+    assert kept.stat().st_mtime_ns == written
+
+
 def test_a_second_call_reads_the_file_and_asks_no_encoder(
     trainer: Any, kept: tuple[Features, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,9 +51,10 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory) -> Path:
-    """Checkpoints of a small system."""
+    """Checkpoints of a small system, of a seed by which no two tokens are nearly as likely: with another, which of them
+    is said depends on the processor."""
     folder = tmp_path_factory.mktemp("system")
-    write_system(folder)
+    write_system(folder, seed=3)
     return folder
 
 
@@ -150,13 +151,9 @@ def test_a_text_that_ends_in_the_middle_of_a_character_ends_before_it(ring, monk
 
 
 def test_transformers_says_what_we_say(ring):
-    """Up to a token that is as likely as another: of random weights some are, to a thousandth, and which of the two is
-    said depends on the processor. Another prompt, order of heads or weight would change the first token already."""
     duel = ring.duel(TORCH, DECODE, 1)
     ours, theirs = duel.agreement.texts
-    longest = max(len(ours), len(theirs))
-    agreed = next((k for k in range(longest) if ours[k : k + 1] != theirs[k : k + 1]), longest)
-    assert theirs and agreed >= longest - 3, (ours, theirs)
+    assert theirs and duel.agreement.same_text, (ours, theirs)
     assert set(duel.theirs.samples) == {"prefill", "step"}
 
 

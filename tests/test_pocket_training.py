@@ -23,7 +23,6 @@ from svrt.models.pocket.dataset import (
     rendered_clips,
 )
 from svrt.models.pocket.evaluate import Answer, calibration_error, wilson
-from svrt.models.pocket.features import variants
 from svrt.models.pocket.heads import ABSENT, SIZES, WEIGHTS, Targets, attribute_classes, attribute_loss
 from svrt.models.pocket.keyframes import SAMPLER
 from svrt.models.pocket.loader import ahead
@@ -261,21 +260,6 @@ def test_a_batch_is_the_same_whenever_it_is_asked(clips: list[StoredClip]) -> No
 def test_what_is_made_ahead_comes_in_order_whoever_makes_it(processes: int) -> None:
     assert list(ahead(lambda k: torch.tensor(k * k), range(3, 12), processes)) == [k * k for k in range(3, 12)]
     assert list(ahead(lambda k: k, range(5, 5), processes)) == []
-
-
-def test_what_is_seen_is_computed_once_and_mirrored_shots_stay_mirrored(
-    describer: Describer, clips: list[StoredClip], tmp_path: Path
-) -> None:
-    trainer = Trainer(describer, seed=0, phase="see")
-    views = variants(trainer, clips, 6, tmp_path)
-    assert views.names == tuple(clip.name for clip in clips for _ in range(6))
-    both = {(name, shot) for name, shot in zip(views.names, views.shots, strict=True)}
-    assert both == {(clip.name, shot) for clip in clips for shot in (clip.shot, clip.shot.mirrored())}
-    (kept,) = tmp_path.iterdir()
-    written = kept.stat().st_mtime_ns
-    again = variants(trainer, clips, 6, tmp_path)
-    assert torch.equal(again.pooled, views.pooled) and again.shots == views.shots
-    assert kept.stat().st_mtime_ns == written
 
 
 def test_clips_whose_ball_touches_the_board_are_drawn_less_often() -> None:
