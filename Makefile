@@ -17,6 +17,10 @@ NO_AMX := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 
 # Of llama.cpp only the library is used. Replace this for a GPU build, before the first `make`.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF $(NO_AMX)
+# pip installs again what it once compiled, whatever the options, the processor and the compiler were then: to each its
+# own cache. Another processor's code is an illegal instruction here.
+COMPILED_FOR = $(shell { echo '$(CMAKE_ARGS)'; grep -im1 -E '^(flags|features)' /proc/cpuinfo; c++ --version; } 2>/dev/null | sha256sum | cut -c1-12)
+LLAMA_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/svrt/pip/$(COMPILED_FOR)
 
 TENSORRT_RTX := $(shell sed -n 's/^tensorrt-rtx = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 
@@ -71,7 +75,7 @@ $(VENV)/.llama: pyproject.toml
 	fi
 	echo "Installing $(LLAMA): llama.cpp is compiled here, about 4 minutes on 2 cores"
 	# The steps of the compiler's build are the only sign of life in minutes; the rest goes to a log.
-	$(PIP) install --verbose --constraint constraints.txt "$(LLAMA)" 2>&1 | tee $(VENV)/llama.log \
+	$(PIP) --cache-dir "$(LLAMA_CACHE)" install --verbose --constraint constraints.txt "$(LLAMA)" 2>&1 | tee $(VENV)/llama.log \
 	  | awk 'match($$0, /^ *\[[0-9]+\/[0-9]+\]/) { printf "\r  compiling %s ", substr($$0, RSTART, RLENGTH); fflush() } END { print "" }' \
 	  || { tail -n 30 $(VENV)/llama.log; echo "Compiling llama.cpp failed: it needs a C++ compiler and make (apt install build-essential)"; exit 1; }
 	touch $@

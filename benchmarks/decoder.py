@@ -20,7 +20,7 @@ import numpy as np
 
 from ..bundle import DECODER, Bundle
 from ..cache import open_bundle
-from ..runtime.decoder import Decoder, is_repacked
+from ..runtime.decoder import Decoder, is_repacked, model_parameters
 from ..runtime.processors import usable_processors
 
 ROUNDS = 15
@@ -70,7 +70,7 @@ class BareLoop:
 
         self._lib = lib = llama_cpp
         self._prefix, self._suffix = prompt
-        model = lib.llama_model_default_params()
+        model = model_parameters(lib)
         model.n_gpu_layers = -1 if lib.llama_supports_gpu_offload() else 0
         if setting.repacked and not lib.llama_supports_gpu_offload():
             model.load_mode = lib.LLAMA_LOAD_MODE_NONE

@@ -13,13 +13,17 @@ Measures: Kullback-Leibler divergence, reference to quantized, as llama.cpp's `l
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import platform
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import gguf
 import numpy as np
@@ -27,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import DecoderError, RecipeError, SvrtError
+from ..runtime.decoder import model_parameters
 from ..runtime.processors import usable_processors
 from .decoder import write_merged_gguf
 from .quantize import QUANTIZATIONS, quantize
@@ -35,6 +40,7 @@ from .reference_llama import ReferenceLlama
 
 # Tokens that llama.cpp reads at once; it also holds their logits: 33 MB with LLaMA 3's vocabulary.
 _BATCH = 64
+_SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)  # kept: C calls it
 
 # Of our own words, so that no test set is consulted: descriptions of the kind a sports-video model gives.
 PASSAGE = """\
@@ -108,25 +114,38 @@ def llama_cpp_logits(file: Path, tokens: list[int]) -> np.ndarray:
     """
     import llama_cpp
 
-    threads = usable_processors()
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p(0))
+    parameters = model_parameters(llama_cpp)
+    parameters.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(file), parameters)
+    if not model:
+        raise DecoderError(f"{file}: llama.cpp cannot load it")
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = len(tokens), _BATCH, _BATCH
+    settings.n_threads = settings.n_threads_batch = usable_processors()
+    context = llama_cpp.llama_init_from_model(model, settings)
     try:
-        model = llama_cpp.Llama(
-            str(file),
-            n_ctx=len(tokens),
-            n_batch=_BATCH,
-            n_ubatch=_BATCH,
-            n_threads=threads,
-            n_threads_batch=threads,
-            logits_all=True,
-            verbose=False,
-        )
-    except (ValueError, RuntimeError) as exc:
-        raise DecoderError(f"{file}: llama.cpp cannot load it: {exc}") from exc
-    try:
-        model.eval(tokens)
-        return np.array(model.scores[: len(tokens)], np.float32)
+        if not context:
+            raise DecoderError(f"{file}: no room for a context of {len(tokens)} tokens")
+        parts = range(0, len(tokens), _BATCH)
+        return np.concatenate([_read(llama_cpp, context, tokens[start : start + _BATCH], file) for start in parts])
     finally:
-        model.close()
+        if context:
+            llama_cpp.llama_free(context)
+        llama_cpp.llama_model_free(model)
+
+
+def _read(lib: ModuleType, context: Any, tokens: list[int], file: Path) -> np.ndarray:
+    """Logits behind each of the next tokens of `context`: float32 [n, vocabulary]."""
+    ids, wanted = (lib.llama_token * len(tokens))(*tokens), (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
+    batch = lib.llama_batch_get_one(ids, len(tokens))  # it points to both, and owns neither
+    batch.logits = wanted
+    status = lib.llama_decode(context, batch)
+    if status:
+        raise DecoderError(f"{file}: llama.cpp failed to decode (status {status})")
+    width = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(lib.llama_get_model(context)))
+    return np.array(np.ctypeslib.as_array(lib.llama_get_logits(context), (len(tokens), width)), np.float32)
 
 
 def tokenize(file: Path, text: str) -> list[int]:

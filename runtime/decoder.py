@@ -143,6 +143,13 @@ def has_amx(lib: Any) -> bool:
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
 
 
+def model_parameters(lib: Any) -> Any:
+    """llama.cpp's parameters of a model, by its bindings `lib`: its own but for what must not go through AMX."""
+    parameters = lib.llama_model_default_params()
+    parameters.use_extra_bufts = not has_amx(lib)  # rearranged weights alone go through it
+    return parameters
+
+
 class Decoder:
     """A LLaMA-type GGUF, ready to continue a prompt that contains one clip.
 
@@ -298,12 +305,11 @@ class Decoder:
         if not self._path.is_file():
             raise DecoderError(f"{self._path}: no such GGUF file")
         lib = self._lib
-        parameters = lib.llama_model_default_params()
+        parameters = model_parameters(lib)
         on_gpu = bool(lib.llama_supports_gpu_offload())
         parameters.n_gpu_layers = -1 if on_gpu else 0  # negative: every layer
         if repacked and not on_gpu:
             parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
-        parameters.use_extra_bufts = not has_amx(lib)  # rearranged weights alone go through it
         _log.clear()
         model = lib.llama_model_load_from_file(os.fsencode(self._path), parameters)
         if not model:

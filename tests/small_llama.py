@@ -16,6 +16,7 @@ import llama_cpp
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from svrt.runtime.decoder import model_parameters
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -134,7 +135,7 @@ def llama_logits(gguf: Path, tokens: Sequence[int], stretches: Sequence[int] = (
     """Logits of llama.cpp at every position, float32 [n, vocabulary], decoded in stretches of the given lengths."""
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
-    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
+    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), model_parameters(llama_cpp))
     assert model, f"llama.cpp does not load {gguf}"
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = len(tokens)

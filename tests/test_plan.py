@@ -55,7 +55,7 @@ from svrt.exporter.source import packaged_file
 from svrt.models import vgg16, vjepa2
 from svrt.models.checkpoint import Checkpoint
 from svrt.models.graph import Graph
-from svrt.runtime.decoder import Decoder
+from svrt.runtime.decoder import Decoder, model_parameters
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import VJEPA2Config, VJEPA2Model
 
@@ -297,7 +297,7 @@ def test_cache_and_scratch_are_what_llama_cpp_reports(tmp_path: Path, positions:
     log = llama_cpp.llama_log_callback(lambda _, text, __: lines.append(text.decode(errors="replace")))
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
     try:
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_parameters(llama_cpp))
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx, parameters.n_outputs_max = positions, 1
         parameters.n_batch = parameters.n_ubatch = batch
