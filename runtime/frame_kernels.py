@@ -1,7 +1,8 @@
 """Frames that are decoded to GPU memory: preprocessing and motion there, by the kernels of `svrt.kernels`.
 
 What `describe` decodes lies in ordinary memory and goes through the CPU twins; this is for frames that a Jetson's or
-another decoder leaves on the GPU. Not run on hardware yet: tests execute the same sources on a processor.
+another decoder leaves on the GPU. Not run on a Jetson yet: tests execute the same sources on a processor, and passed on
+an NVIDIA H200.
 """
 
 from __future__ import annotations
