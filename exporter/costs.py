@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gguf
 import onnx
 from onnx import TensorProto, helper
 
 from ..errors import BundleError
+from ..models.gguf_reader import GgufReader
 from .devices import Rates
 
 VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}  # another shape of the same bytes
@@ -256,7 +256,7 @@ def context_size(positions: int) -> int:
 def decoder_costs(path: Path) -> DecoderCosts:
     """Costs of the GGUF at `path`. Raises `BundleError` where it is no GGUF of the LLaMA architecture."""
     try:
-        reader = gguf.GGUFReader(path)
+        reader = GgufReader(path)
     except (ValueError, IndexError, KeyError, OSError, OverflowError) as exc:
         raise BundleError(f"{path}: not a whole GGUF file: {exc}; export the bundle again") from exc
     number = _numbers(reader, path)
@@ -286,7 +286,7 @@ def decoder_costs(path: Path) -> DecoderCosts:
     )
 
 
-def _numbers(reader: gguf.GGUFReader, path: Path) -> Callable[..., int]:
+def _numbers(reader: GgufReader, path: Path) -> Callable[..., int]:
     """Reads whole numbers of the metadata by their name below `llama.`."""
 
     def number(key: str, default: int | None = None) -> int:

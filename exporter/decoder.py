@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..models import llama
 from ..models.checkpoint import Checkpoint
+from ..models.gguf_reader import GgufReader
 from .quantize import QUANTIZATIONS, quantize, whole_file
 from .tokenizer import read_tokenizer
 
@@ -150,7 +151,7 @@ class GgufBase:
     def __init__(self, file: Path) -> None:
         self.path = file
         try:
-            self._reader = gguf.GGUFReader(file)
+            self._reader = GgufReader(file)
         except FileNotFoundError:
             raise CheckpointError(f"{file}: no such file") from None
         except (ValueError, IndexError, KeyError, OSError, OverflowError) as exc:

@@ -25,12 +25,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gguf
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from ..errors import DecoderError, RecipeError, SvrtError
+from ..models.gguf_reader import GgufReader
 from ..runtime.decoder import model_parameters
 from ..runtime.processors import usable_processors
 from .decoder import write_merged_gguf
@@ -163,7 +163,7 @@ def tokenize(file: Path, text: str) -> list[int]:
 
 def bits_per_weight(file: Path) -> float:
     """Bits of all tensors over their elements."""
-    tensors = gguf.GGUFReader(file).tensors
+    tensors = GgufReader(file).tensors
     return 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..models.checkpoint import Checkpoint
+from ..models.gguf_reader import GgufReader
 from ..models.llama import Adapter, LlamaShape, RopeScaling
 
 # Called with the layers done and the layers there are.
@@ -281,7 +282,7 @@ class _Gguf:
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
-            reader = gguf.GGUFReader(file)
+            reader = GgufReader(file)
         except (ValueError, IndexError, KeyError, OSError, OverflowError) as exc:
             raise CheckpointError(f"{file}: not a whole GGUF file: {exc}") from exc
         self._tensors = {
@@ -292,7 +293,7 @@ class _Gguf:
         }
         self.shape = self._shape(reader)
 
-    def _shape(self, reader: gguf.GGUFReader) -> Shape:
+    def _shape(self, reader: GgufReader) -> Shape:
         def number(key: str, default: float | None = None) -> float:
             field = reader.get_field(f"llama.{key}")
             value = default if field is None else field.contents()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, VJEPA2Config, VJEPA2Model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from ..gguf_reader import GgufReader
 from ..llama import from_ggml_rows, hugging_face_name
 from .dataset import FRAME_SIZE, FRAMES, GRID
 
@@ -177,7 +178,7 @@ def smollm_path() -> Path:
 
 def load_decoder(path: Path) -> LlamaForCausalLM:
     """SmolLM2 in float32 from a quantized GGUF: what llama.cpp would compute with, to within its rounding."""
-    reader = gguf.GGUFReader(str(path))
+    reader = GgufReader(path)
 
     def value(key: str) -> Any:
         return reader.fields[f"llama.{key}"].contents()
