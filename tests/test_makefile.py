@@ -1,0 +1,38 @@
+"""What `make` would do, without doing it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import svrt
+
+ROOT = Path(svrt.__file__).parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+
+
+def make(*arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "CMAKE"))}
+    command = ["make", "--no-print-directory", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def llama_cache(**environment):
+    return make("--eval", "shown: ; @echo '$(LLAMA_CACHE)'", "shown", **environment).strip()
+
+
+def test_what_was_compiled_with_other_options_is_not_installed_again(tmp_path):
+    """pip itself would: its cache does not know with which options a wheel was compiled."""
+    plain = llama_cache(XDG_CACHE_HOME=str(tmp_path))
+    assert Path(plain).parent == tmp_path / "svrt" / "pip"
+    assert plain == llama_cache(XDG_CACHE_HOME=str(tmp_path))
+    assert plain != llama_cache(XDG_CACHE_HOME=str(tmp_path), CMAKE_ARGS="-DGGML_CUDA=on")
+
+
+def test_llama_cpp_is_installed_from_that_cache():
+    # A file that is older than the project's asks for it to be made; nothing is run.
+    lines = make("--dry-run", "--always-make", ".venv/.llama")
+    assert f'--cache-dir "{llama_cache()}" install --verbose' in lines
