@@ -293,7 +293,7 @@ _EVAL_EXAMPLES = """
 [bold]Examples[/bold]
 
   svrt eval val.tsv --clips nsva/
-  svrt eval labels.tsv --clips rim/ --bundle gym --out gym-eval
+  svrt eval unseen.tsv --clips rim/ --bundle gym --out gym-eval
   svrt eval val.parquet --clips nsva/ --json > val.json
 
 A table has a column video_path or video, and intent or reference, or labels: outcome, entry, board or contact, exit.

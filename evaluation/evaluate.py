@@ -9,9 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..bundle import Bundle
+from ..errors import OutputError
 from ..runtime.pipeline import Pipeline
-from .report import Evaluation, write
-from .run import Log, Progress, Said, Task, describe_all
+from .report import WRITTEN, Evaluation, write
+from .run import LOG, Log, Progress, Said, Task, describe_all
 from .scores import score
 from .table import Row, find_clips, read_table
 
@@ -43,8 +44,11 @@ def evaluate(
 ) -> Evaluation:
     """Describe the clips that `out` does not hold yet, score all, and write the report to `out`.
 
-    Raises `OutputError` where `out` cannot be written, `SvrtError` where the pipeline cannot be opened.
+    Raises `OutputError` where `out` cannot be written, or the table is a file that would be; `SvrtError` where the
+    pipeline cannot be opened.
     """
+    if any(job.table.resolve() == (out / name).resolve() for name in (LOG, *WRITTEN)):
+        raise OutputError(f"{job.table}: is where this would write its own {job.table.name}; give another --out")
     with Log(out) as log:
         tasks = [Task.of(row, path, bundle.sha256, backend) for row, path in zip(job.rows, job.paths, strict=True)]
         said = describe_all(tasks, log, open_pipeline, progress)

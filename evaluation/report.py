@@ -25,7 +25,7 @@ from .run import Said
 from .scores import ClipScores, Scores
 from .table import ATTRIBUTES
 
-JSON, MARKDOWN, CLIPS = "report.json", "report.md", "clips.tsv"
+JSON, MARKDOWN, CLIPS = WRITTEN = "report.json", "report.md", "clips.tsv"
 _SCORE = ("score", "mean", "95 % interval", "n")
 
 

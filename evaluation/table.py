@@ -55,7 +55,7 @@ def read_table(path: Path) -> list[Row]:
         raise TableError(f"{path}: not a table svrt reads; give one of {', '.join('*' + s for s in SUFFIXES)}")
     try:
         rows = [_row(path, line, values) for line, values in _records(path)]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+    except (OSError, UnicodeDecodeError) as exc:
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
         raise TableError(f"{path}: cannot be read: {reason}") from exc
     if not rows:
@@ -77,14 +77,16 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _read_separated(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as handle:
         lines = csv.reader(handle, delimiter=delimiter, strict=True)
-        header = next(lines, [])
-        _check_columns(path, header)
-        for fields in lines:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise TableError(f"{path}: line {lines.line_num} has {len(fields)} fields, the header {len(header)}")
-            yield lines.line_num, dict(zip(header, fields, strict=True))
+        try:
+            header = next(lines, [])
+            _check_columns(path, header)
+            for fields in filter(None, lines):
+                if len(fields) != len(header):
+                    there = f"line {lines.line_num} has {len(fields)} fields"
+                    raise TableError(f"{path}: {there}, the header {len(header)}")
+                yield lines.line_num, dict(zip(header, fields, strict=True))
+        except csv.Error as exc:
+            raise TableError(f"{path}: line {lines.line_num} cannot be read: {exc}") from exc
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -123,6 +125,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _check_columns(path: Path, names: list[str], where: str = "") -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise TableError(f"{path}: two columns are named {twice!r}{where}; rename or remove one")
     if not set(names) & set(VIDEO_COLUMNS):
         raise TableError(f"{path}: no column {' or '.join(VIDEO_COLUMNS[:2])}{where}; found: {_listed(names)}")
     if not set(names) & {*REFERENCE_COLUMNS, *ATTRIBUTES, *CONTACT_COLUMNS}:

@@ -12,12 +12,13 @@ if than is are was were be been being am has have had having do does did will wo
 must then before after until
 """
 _ACTIONS = """
-arrive assist attempt bend block bounce catch charge clear come:came cross crouch dash defend deflect dip dive dodge
-draw:drew,drawn dribble drive:drove,driven drop dunk enter extend fake fall:fell,fallen feint finish flip float
-fly:flew,flown foul gather go:went,gone guard hit hold:held hook intercept jump kick land launch leave lift lob loft
-make:made miss move pass pitch pivot pump punch push raise reach rebound receive release rise:rose,risen roll rotate
-run:ran score screen serve shake shoot:shot slam slide smash spike spin:spun sprint squat steal:stole step stop
-strike:struck swing:swung swish tackle take:took,taken throw:threw,thrown tip toss touch turn twist volley walk
+arrive assist attempt bend:bent block bounce catch:caught charge clear come:came cross crouch dash defend deflect dip
+dive:dove dodge draw:drew,drawn dribble drive:drove,driven drop dunk enter extend fake fall:fell,fallen feint finish
+flip float fly:flew,flown foul gather go:went,gone guard hit hold:held hook intercept jump kick land launch leave lift
+lob loft make:made miss move pass pitch pivot pump punch push raise reach rebound receive release rise:rose,risen roll
+rotate run:ran score screen serve shake:shook,shaken shoot:shot slam slide:slid smash spike spin:spun sprint squat
+steal:stole,stolen step stop strike:struck swing:swung swish tackle take:took,taken throw:threw,thrown tip toss touch
+turn twist volley walk
 """
 _NUMBERS = """
 one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
@@ -25,7 +26,7 @@ nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred
 """
 _UNITS = """
 feet foot ft inches inch yards yard yd metres meters metre meter m centimetres centimeters cm kilometres kilometers km
-seconds second secs sec s milliseconds ms minutes minute min degrees degree deg mph kph km/h m/s percent points point
+seconds second secs sec s milliseconds ms minutes minute min degrees degree deg mph kph km/h m/s percent points
 pts pt frames frame fps
 """
 _SEQUENCE = "then next before after afterwards finally while until"
@@ -87,7 +88,7 @@ def steps(text: str) -> list[str]:
 def _inflections(base: str) -> set[str]:
     """Regular forms of a verb; what English does not use does no harm."""
     stem = base.removesuffix("e")
-    last = base[-1] if re.search(r"[^aeiou][aeiou][bdgmnpt]$", base) else ""  # drop, dropped
+    last = base[-1] if re.fullmatch(r"(?:qu|[^aeiou])+[aeiou][bdgmnpt]", base) else ""  # drop, dropped; pivot, pivoted
     third = f"{base[:-1]}ies" if re.search(r"[^aeiou]y$", base) else f"{base}es"
     return {base, f"{base}s", third, f"{base}{last}ed" if stem == base else f"{base}d", f"{stem}{last}ing"}
 
@@ -98,8 +99,10 @@ def _alternatives(names: Sequence[str]) -> str:
 
 
 _FORMS = {base: frozenset({*_inflections(base), *pasts} - {""}) for base, pasts in ACTIONS.items()}
-_MEASUREMENT = re.compile(
-    rf"(?<![\w.])(?:\d+(?:\.\d+)?|(?:{_alternatives(_NUMBERS.split())}))"
-    rf"(?:['\u2019\u2032\"\u2033\u00b0]|[ ]?%|[ -]?(?:{_alternatives(_UNITS.split())})\b)"
+_DIGITS = r"\d+(?:\.\d+)?"
+_MARKS = r"(?:['\u2019\u2032](?:\d+[\"\u2033])?|[\"\u2033\u00b0])(?![^\W\d])"  # of feet, feet and inches, degrees
+_UNIT = rf"(?:[ ]?%|[ -]?(?:{_alternatives(_UNITS.split())})\b)"
+_MEASUREMENT = re.compile(  # a mark that also opens before the number quotes it
+    rf"(?<![\w.'\"\u2018\u201c])(?:{_DIGITS}(?:{_MARKS}|{_UNIT})|(?:{_alternatives(_NUMBERS.split())}){_UNIT})"
 )
-_STEP_END = re.compile(rf"[.!?;:](?:\s+|$)|\b(?:{_alternatives(_SEQUENCE.split())})\b")
+_STEP_END = re.compile(rf"[.!?;:](?:\s+|$)|\b(?!next to\b)(?:{_alternatives(_SEQUENCE.split())})\b")

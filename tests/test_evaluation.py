@@ -119,7 +119,8 @@ BAD_TABLES = {
     "label.tsv": ("video\toutcome\na\tswish\n", "outcome is 'swish'; known: make, miss"),
     "no_hoop.tsv": ("video\toutcome\texit\na\tnone\tdown\n", "no hoop in view, and exit is 'down'"),
     "contact.tsv": ("video\tcontact\na\trim+post\n", "contact is 'rim+post'"),
-    "quote.csv": ('video,reference\n"a,b\n', "cannot be read"),
+    "quote.csv": ('video,reference\n"a,b\n', "line 2 cannot be read"),
+    "twice.tsv": ("video\toutcome\toutcome\na\tmake\tmiss\n", "two columns are named 'outcome'"),
     "latin.tsv": (b"video\treference\na\t\xe9\n", "cannot be read"),
     "text.parquet": ("video", "cannot be read as parquet"),
 }
@@ -371,6 +372,14 @@ def test_richness_of_nothing_is_nothing():
 def test_numbers_need_a_unit_and_actions_any_inflection():
     said = words.measurements("2.8 s, three feet, 40 %, a 30-degree turn, 5 in a row, 1.5m, (2 PTS), version 3")
     assert said == ["2.8 s", "three feet", "40 %", "30-degree", "1.5m", "2 pts"]
+    said = words.measurements(
+        "6'2\" tall, 16' out, at 40\u00b0; one's, \"one\", '23', a three-point shot, a 3-point try, 3 points"
+    )
+    assert said == ["6'2\"", "16'", "40\u00b0", "3 points"]
+    assert words.actions("pivoted, squatting, stolen, caught, slid, bent") == {
+        *("pivot", "squat", "steal", "catch", "slide", "bend")
+    }
+    assert words.steps("She stands next to the rim, next she shoots") == ["she stands next to the rim, ", " she shoots"]
     assert words.actions("It flies, dropped, is bouncing; she went left") == {"fly", "drop", "bounce", "go"}
     assert words.steps("It comes in. Then it bounces, and then it drops.") == [
         "it comes in",
@@ -611,6 +620,16 @@ def test_any_bundle_is_evaluated(tmp_path, clip, no_models):
     assert found.bundle_name == "small" and found.failed == []
     assert found.scores.truth.terms["rouge_l"].n == 1
     assert sorted(os.listdir(tmp_path / "out")) == ["clips.jsonl", "clips.tsv", "report.json", "report.md"]
+
+
+@pytest.mark.parametrize("name", ["clips.tsv", "clips.jsonl"])
+def test_a_table_is_never_written_over(tmp_path, name, pocket):
+    rows = [{"video": "make.mp4", "reference": "It drops in.", "mine": "an hour of labelling"}]
+    table = write_table(tmp_path / name, rows)
+    table.write_text(before := table.read_text().rstrip("\n"))  # as editors leave it: a torn line in a log
+    with pytest.raises(OutputError, match=rf"{name}: is where .* give another --out"):
+        evaluate(Job.read(table, SAMPLE), pocket, tmp_path, "auto", lambda: Pipeline(pocket), lambda *_: None)
+    assert table.read_text() == before and os.listdir(tmp_path) == [name]
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -60,6 +60,27 @@ def test_what_is_not_stated_or_contradicts_itself_is_left_open(text: str) -> Non
     assert partial.entry is None
 
 
+def test_a_shot_without_a_hoop_is_neither() -> None:
+    partial = parse("Made shot: the ball comes in from above, touches the net and drops down. No hoop in view.")
+    assert (partial.outcome, partial.entry, partial.contacts, partial.exit, partial.hoop) == (None,) * 5
+    assert parse("There is no hoop in view, only trees.").hoop is False
+
+
+@pytest.mark.parametrize(
+    ("text", "contacts"),
+    [
+        ("Missed shot: it touches no rim.", None),
+        ("Missed shot: it hits neither the rim nor the backboard.", None),
+        ("Missed shot: it touches nothing and drops down. It hits the backboard.", None),
+        ("Missed shot: it touches the rim and goes on. It hits the backboard.", ("rim", "backboard")),
+        ("Missed shot: it touches nothing and drops down.", ()),
+    ],
+)
+def test_all_that_a_text_says_of_contacts_is_read(text: str, contacts: tuple[str, ...] | None) -> None:
+    partial = parse(text)
+    assert (partial.outcome, partial.contacts, partial.hoop) == ("miss", contacts, True)
+
+
 def test_part_of_a_sentence_gives_part_of_a_shot() -> None:
     partial = parse("Missed shot: the ball comes in from above, hits the")
     assert (partial.outcome, partial.entry, partial.contacts, partial.exit) == ("miss", "top", None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from svrt.models.pocket.network import (
     smollm_path,
 )
 from svrt.models.pocket.shot import Shot
-from svrt.models.pocket.train import Data, Schedule, drawn_as_often
+from svrt.models.pocket.train import Data, Schedule, digest_of_speech, drawn_as_often
 from svrt.models.pocket.trainer import Average, Batch, Trainer, save_state, speech, stacked
 from transformers import VJEPA2Model
 
@@ -111,6 +112,23 @@ def test_a_checkpoint_brings_a_trainer_back_to_its_step(
     assert all(torch.equal(a, b) for a, b in zip(trainer.average.means, back.average.means, strict=True))
     first, second = (list(t.optimizer.state_dict()["state"].values()) for t in (trainer, back))
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in zip(first, second, strict=True))
+
+
+def test_a_checkpoint_of_speaking_holds_no_encoder(trained: tuple[Trainer, list[float], list[float]]) -> None:
+    """It would come back over one that was trained further since."""
+    names = {name.split(".")[0] for name in trained[0].state()["model"]}
+    assert names == {"projector", "decoder"}
+
+
+def test_another_encoder_or_other_settings_begin_to_speak_anew(tmp_path: Path) -> None:
+    settings = {"seed": 1, "speak_steps": 600, "batch": 8, "variants": 12}
+    (tmp_path / "seen.pt").write_bytes(b"encoder")
+    first = digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**settings))
+    assert first == digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**settings))
+    for name in settings:
+        assert first != digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**{**settings, name: 3}))
+    (tmp_path / "seen.pt").write_bytes(b"encoder, trained further")
+    assert first != digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**settings))
 
 
 def test_saved_weights_reload_in_transformers_and_peft_with_the_same_outputs(

@@ -137,8 +137,9 @@ _EXITS = {
     "front": r"\btoward the camera\b",
     "unseen": r"\bis lost from view\b|\bleaves unseen\b",
 }
-_NO_HOOP = re.compile(r"\bno (?:hoop|rim|basket)\b")
+_NO_HOOP = re.compile(r"(?<!touches )(?<!hits )\bno (?:hoop|rim|basket)\b")
 _TOUCHED = re.compile(r"\b(?:touches|hits) (.+?)(?: and |\.|$)")
+_DENIED = re.compile(r"\b(?:no|not|neither|nor)\b")
 
 
 def _only(patterns: dict[str, str], text: str) -> str | None:
@@ -149,21 +150,21 @@ def _only(patterns: dict[str, str], text: str) -> str | None:
 def parse(text: str) -> PartialShot:
     """Read the attributes that a sentence states; case does not matter."""
     lowered = " ".join(text.lower().split())
-    if _NO_HOOP.search(lowered):
-        return PartialShot(None, None, None, None, hoop=False)
-    contacts: tuple[Contact, ...] | None = None
-    touched = _TOUCHED.search(lowered)
-    if touched:
-        named = re.findall(r"backboard|rim|net|nothing", touched.group(1))
-        if named == ["nothing"]:
-            contacts = ()
-        elif named and "nothing" not in named:
-            contacts = tuple(cast("list[Contact]", named))
     outcome = cast("Outcome | None", _only(_OUTCOMES, lowered))
-    return PartialShot(
-        outcome,
-        cast("Entry | None", _only(_ENTRIES, lowered)),
-        contacts,
-        cast("Exit | None", _only(_EXITS, lowered)),
-        hoop=None if outcome is None else True,
-    )
+    entry, exit_ = cast("Entry | None", _only(_ENTRIES, lowered)), cast("Exit | None", _only(_EXITS, lowered))
+    contacts = _contacts(lowered)
+    if _NO_HOOP.search(lowered):
+        told = any(one is not None for one in (outcome, entry, contacts, exit_))
+        return PartialShot(None, None, None, None, hoop=None if told else False)
+    return PartialShot(outcome, entry, contacts, exit_, hoop=None if outcome is None else True)
+
+
+def _contacts(text: str) -> tuple[Contact, ...] | None:
+    """What the ball touches, in order; None where nothing is said of it, or one thing and its opposite."""
+    touched = [match.group(1) for match in _TOUCHED.finditer(text)]
+    named = [name for part in touched for name in re.findall(r"backboard|rim|net|nothing", part)]
+    if not named or any(_DENIED.search(part) for part in touched):
+        return None
+    if "nothing" in named:
+        return () if set(named) == {"nothing"} else None
+    return tuple(cast("list[Contact]", named))

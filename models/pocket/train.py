@@ -18,6 +18,7 @@ that does other things at the same time a step is up to 20 times faster.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -256,17 +257,18 @@ def train_decoder(args: argparse.Namespace, run: Path) -> None:
     """Phase two: "speak" on the frozen encoder; writes the weights and scores them."""
     name = "denoised" if args.denoised else "seen"
     trainer = trainer_after(run / f"{name}.pt", args)
+    checkpoint = run / f"decoder-{name}-{digest_of_speech(run / f'{name}.pt', args)}.pt"
     data = load_data(args)
     features = {
         "real": variants(trainer, data.real, args.variants, run, processes(args)),
         **features_of_made(trainer, data, args, run),
     }
-    checkpoint = run / f"decoder-{name}.pt"
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True, map_location=args.device))
         print(f"going on from step {trainer.step} of phase speak ({checkpoint})")
     speak(trainer, features, args, checkpoint, Log(run / f"curve-{name}.tsv"))
     weights.save(trainer.describer, args.out, args.vgg)
+    checkpoint.unlink(missing_ok=True)
     describer = weights.load_describer(args.out, smollm_path())
     evaluate.report_all(describer, evaluate.unseen(args.rim, args.cache, args.vgg, args.threads))
 
@@ -296,13 +298,13 @@ def cross_validate(args: argparse.Namespace, run: Path) -> None:
     """Phase two again for each fold of all labelled clips, scored on the clips that it left out.
 
     The encoder is the same in all folds, and its seeing had the labels of the training clips: what is measured is how
-    well the sentences carry over, and for clips of the training split it is on the kind side. Answers are kept in
-    `folds.jsonl`, so that an interrupted run goes on with the next fold.
+    well the sentences carry over, and for clips of the training split it is on the kind side. Answers are kept beside
+    the checkpoints, so that an interrupted run goes on with the next fold.
     """
     data, validation = load_data(args), load_real(args, "val")
     clips = [*data.real, *validation]
     fold_of = np.random.default_rng(args.seed).permutation(len(clips)) % args.folds
-    path = run / "folds.jsonl"
+    path = run / f"folds-{args.folds}-{digest_of_speech(run / 'seen.pt', args)}.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for fold in range(args.folds):
         if any(answer["fold"] == fold for answer in done):
@@ -328,6 +330,12 @@ def cross_validate(args: argparse.Namespace, run: Path) -> None:
         ]
         evaluate.report(f"{args.folds}-fold cross-validation, {title}", said)
         print(f"  temperature of the first word: {evaluate.fitted_temperature(said):.2f}")
+
+
+def digest_of_speech(encoder: Path, args: argparse.Namespace) -> str:
+    """Of what "speak" begins with, phase one's weights and the settings: another run's steps are not gone on with."""
+    settings = (args.seed, args.speak_steps, args.batch, args.variants)
+    return hashlib.sha256(encoder.read_bytes() + repr(settings).encode()).hexdigest()[:12]
 
 
 def features_of_made(trainer: Trainer, data: Data, args: argparse.Namespace, run: Path) -> dict[str, Features]:

@@ -147,8 +147,13 @@ class Trainer:
         return self.heads.loss(tokens, kept, pooled, self.describer.projector(pooled), batch.targets)
 
     def state(self) -> dict[str, Any]:
-        """Everything that is needed to go on; the frozen base decoder is left out."""
-        model = {n: p for n, p in self.describer.named_parameters() if p.requires_grad}
+        """Everything that is needed to go on; what is frozen is left out: the base decoder, in "speak" the encoder."""
+        speaking = self.phase == "speak"
+        model = {
+            name: parameter
+            for name, parameter in self.describer.named_parameters()
+            if parameter.requires_grad and not (speaking and name.startswith("encoder."))
+        }
         return {
             "model": model,
             "heads": self.heads.state_dict(),
