@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -403,9 +403,18 @@ def _lock_partial(out: Path) -> tuple[Path, int]:
         except FileNotFoundError:
             pass
         os.close(lock)
-    if old.is_dir():  # a power cut between the two renames
-        shutil.rmtree(old) if out.exists() else old.rename(out)
-    (partial / _WHOLE).mkdir(exist_ok=True)
+    try:
+        if any(partial.iterdir()) and not (partial / _WHOLE).is_dir():
+            raise OutputError(f"{partial}: is in the way, and no unfinished export; move it elsewhere")
+        if old.is_dir():  # a power cut between the two renames
+            _refuse_to_replace(old)
+            shutil.rmtree(old) if out.exists() else old.rename(out)
+        (partial / _WHOLE).mkdir(exist_ok=True)
+    except BaseException:
+        with suppress(OSError):  # not empty: somebody's
+            partial.rmdir()
+        os.close(lock)
+        raise
     return partial, lock
 
 

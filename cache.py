@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from .bundle import SCHEMA, Bundle
 from .errors import BundleError, OutputError
 
 RECIPE = "pocket"
+_BUILT_IN = re.compile(rf"{RECIPE}-[0-9a-f]{{12}}|\.{RECIPE}-[0-9a-f]{{12}}\.(?:partial|old)")
+_KEPT_S = 7 * 24 * 3600.0  # another version may be in use beside this one
 _ROOT = Path(__file__).parent
 # What the built-in bundle is made from: when any of these changes, another folder is used.
 _INGREDIENTS = (
@@ -49,9 +53,12 @@ def seal_folder() -> Path | None:
         return None
 
 
-def engine_folder() -> Path:
-    """Where engines that were built here lie, and the outcomes of trials. Raises as `cache_folder`."""
-    return cache_folder() / "engines"
+def engine_folder() -> Path | None:
+    """Where engines that were built here lie, and the outcomes of trials; None where there is no place for them."""
+    try:
+        return cache_folder() / "engines"
+    except OutputError:
+        return None
 
 
 def open_bundle(path: Path | str | None, say: Callable[[str], None] = lambda _: None) -> Bundle:
@@ -88,6 +95,7 @@ def built_in_bundle(say: Callable[[str], None] = lambda _: None) -> Bundle:
             shutil.rmtree(path, ignore_errors=True)
         say(f"exporting the built-in bundle to {path} (once, about 10 s)")
         _export(path)
+        _tidy(path)
         return seal.load(path, seal_folder())
 
 
@@ -100,23 +108,37 @@ def _locked(folder: Path) -> Iterator[None]:
     except OSError as exc:
         raise OutputError(f"{folder}: cannot be made: {exc.strerror}; set XDG_CACHE_HOME, or give --bundle") from exc
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system, such as some networks', that knows no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
 
 
+def _tidy(path: Path) -> None:
+    """Remove the built-in bundles of other versions, whole or not, that are older than `_KEPT_S`."""
+    for other in path.parent.iterdir():
+        with suppress(OSError):
+            old = other.name != path.name and time.time() - other.stat().st_mtime > _KEPT_S
+            if old and _BUILT_IN.fullmatch(other.name):
+                shutil.rmtree(other)
+
+
 def _export(path: Path) -> None:
     """Export in a child that starts in the cache's folder: Python would import from the folder it starts in."""
-    done = subprocess.run(
-        [sys.executable, "-m", "svrt", "export", RECIPE, "--out", str(path.absolute())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        cwd=path.parent,
-    )
+    command = [sys.executable, "-m", "svrt", "export", RECIPE, "--out", str(path.absolute())]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=path.parent,
+        )
+    except OSError as exc:
+        raise BundleError(f"the built-in bundle was not exported: {exc.strerror}; run: svrt export {RECIPE}") from exc
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
         raise BundleError(f"the built-in bundle was not exported: {lines[-1].removeprefix('svrt: error: ')}")

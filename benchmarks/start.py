@@ -63,7 +63,7 @@ def measure(bundle: Bundle, rounds: int = ROUNDS) -> Start:
 def _remember_backends(cache: Path) -> None:
     """Let what uses `cache` find which backends were taken: only the seal is to be missing."""
     engines = engine_folder()
-    if engines.is_dir():
+    if engines is not None and engines.is_dir():
         (cache / engines.parent.name).mkdir()
         (cache / engines.parent.name / engines.name).symlink_to(engines.absolute())
 

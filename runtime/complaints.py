@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 MAX_COMPLAINTS = 100  # kept a clip
 _LAST_LINE = b"\0svrt: decoded\n"
@@ -31,7 +31,12 @@ def decoder_complaints() -> Iterator[list[str]]:
         except OSError:  # no stderr at all, as in some services
             yield complaints
             return
-        source, sink = os.pipe()
+        try:
+            source, sink = os.pipe()
+        except OSError:  # no descriptor left: damage goes unnoticed, the clip is described
+            os.close(saved)
+            yield complaints
+            return
         listener = threading.Thread(target=_listen, args=(source, saved, complaints), daemon=True)
         listener.start()
         _switch(sink, saved)
@@ -46,10 +51,13 @@ def decoder_complaints() -> Iterator[list[str]]:
 
 
 def say(text: str) -> None:
-    """Write a line to stderr at once, also while a clip is decoded: through the pipe it could come after later ones."""
+    """Write a line to stderr at once, also while a clip is decoded: through the pipe it could come after later ones.
+
+    Where it cannot be written, as on a full disk, it is lost: what is told of the work must not end it.
+    """
     if sys.stderr is None:  # closed when the process began
         return
-    with _switching:
+    with _switching, suppress(OSError):
         if _aside is None or not _is_descriptor_2():
             sys.stderr.write(text + "\n")  # one write: of two the second could go elsewhere
             sys.stderr.flush()

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import DECODER, ENCODER, VGG16, Bundle, EncoderSpec, SamplerSpec
+from ..bundle import DECODER, ENCODER, VGG16, Bundle
 from ..errors import BundleError, ClipError, DecoderError, EngineError
 from ..kernels.preprocess import Normalisation, normalise
 from .decoder import Decoder, is_repacked
 from .engines import AUTO, Engine, EngineStore, check_backend, load
 from .sampler import VGG_BATCH, Candidates, Sampler, cached_batch
-from .video import Frame, read_candidates
+from .video import read_candidates
 
 OF_ONE_CLIP = (ClipError, EngineError, DecoderError)  # errors that do not keep other clips from being described
 
@@ -123,19 +123,6 @@ class _Leashed:
         if self._stop.is_set():
             raise _GivenUpError
         return self._engine(inputs)
-
-
-class _Wanted(Candidates):
-    """Candidates of a clip, for as long as `stop` is not set."""
-
-    def __init__(self, sampler: SamplerSpec, encoder: EncoderSpec, stop: threading.Event) -> None:
-        super().__init__(sampler, encoder)
-        self._stop = stop
-
-    def add(self, frame: Frame) -> None:
-        if self._stop.is_set():
-            raise _GivenUpError
-        super().add(frame)
 
 
 class _Stopwatch:
@@ -341,11 +328,18 @@ class Pipeline:
         manifest = self.bundle.manifest
         with watch.stage("decode"):
             candidates, warnings = read_candidates(
-                clip, manifest.sampler.candidates, lambda: _Wanted(manifest.sampler, manifest.encoder, self._stop)
+                clip,
+                manifest.sampler.candidates,
+                lambda: Candidates(manifest.sampler, manifest.encoder),
+                self._go_on,
             )
         watch.ms["sample"] = candidates.reduce_s * 1e3
         watch.ms["decode"] -= watch.ms["sample"]
         return candidates, warnings
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise _GivenUpError
 
     def encode(self, views: np.ndarray) -> np.ndarray:
         """Video tokens float32 [tokens, width] of keyframes uint8 BGR [frames, size, size, 3]."""

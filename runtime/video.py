@@ -22,6 +22,8 @@ from .complaints import decoder_complaints
 # A decoder keeps up to 17 frames for reference: 12.6 Mpixel (4096 x 3072) bounds that at about 0.4 GB, which fits on
 # an 8 GB board beside the models. 8K would need 1 GB and more.
 MAX_PIXELS = 4096 * 3072
+# A frame is resized by its shorter side before its centre is cut out: one of 2 x 65,535 would take 8 GB.
+MAX_ASPECT = 32
 MIN_FRAMES = 2
 MISSING_SHARE = 0.25  # of the declared frames; below it, containers with edit lists and variable rates are simply wrong
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n")  # FFmpeg would open the files that these name
@@ -63,24 +65,28 @@ def candidate_indices(frames: int, limit: int) -> list[int]:
     return [int(i) for i in np.linspace(0, frames - 1, limit).round()]
 
 
-def read_candidates(path: Path | str, limit: int, collector: Callable[[], C]) -> tuple[C, list[str]]:
+def read_candidates(
+    path: Path | str, limit: int, collector: Callable[[], C], go_on: Callable[[], None] = lambda: None
+) -> tuple[C, list[str]]:
     """Stream the clip's candidate frames into a collector; returns it with warnings about damage.
+
+    `go_on` is called before each frame of the clip is decoded, and may raise to give the clip up.
 
     The container's frame count decides which frames are candidates. Where the count proves wrong, a second pass with
     the true one runs into a fresh collector, so the choice never depends on what a header claims.
 
     Raises `ClipError`, naming the file, where it is not a readable video, has fewer than 2 frames, or frames of more
-    than 4096 x 3072 pixels.
+    than 4096 x 3072 pixels or with one side over 32 times the other.
     """
     path = Path(path)
     check_file(path)
     collected = collector()
-    first = _read(path, None, limit, collected)
+    first = _read(path, None, limit, collected, go_on)
     wanted = candidate_indices(first.frames, limit)
     last = first
     if first.frames >= MIN_FRAMES and first.kept != wanted:
         collected = collector()
-        last = _read(path, first.frames, limit, collected)
+        last = _read(path, first.frames, limit, collected, go_on)
     if last.frames < MIN_FRAMES:
         raise _too_little(path, last)
     return collected, _warnings(path, first)
@@ -123,7 +129,7 @@ def check_file(path: Path) -> None:
         raise ClipError(f"{path}: cannot be read: {exc.strerror}; check the path") from None
 
 
-def _read(path: Path, known: int | None, limit: int, collector: Collector) -> _Pass:
+def _read(path: Path, known: int | None, limit: int, collector: Collector, go_on: Callable[[], None]) -> _Pass:
     """One pass: grab every frame, convert and collect the candidates. `known` is the frame count of an earlier pass."""
     found = _Pass()
     with decoder_complaints() as found.complaints:
@@ -133,7 +139,7 @@ def _read(path: Path, known: int | None, limit: int, collector: Collector) -> _P
                 return found
             found.declared = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
             wanted = set(candidate_indices(found.declared if known is None else known, limit))
-            for frame in _grab(capture, wanted, found):
+            for frame in _grab(capture, wanted, found, go_on):
                 collector.add(frame)
         finally:
             capture.release()
@@ -150,16 +156,19 @@ def _open(path: Path) -> cv2.VideoCapture:
         raise ClipError(
             f"{path}: frames of {width}x{height} are over the limit of 4096x3072; scale the clip down first"
         )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        capture.release()
+        raise ClipError(f"{path}: frames of {width}x{height} are a strip; cut a part of it out first")
     return capture
 
 
-def _grab(capture: cv2.VideoCapture, wanted: set[int], found: _Pass) -> Iterator[Frame]:
+def _grab(capture: cv2.VideoCapture, wanted: set[int], found: _Pass, go_on: Callable[[], None]) -> Iterator[Frame]:
     """Decode in order, counting into `found`; only wanted frames are converted to BGR."""
     rate = capture.get(cv2.CAP_PROP_FPS)
     step = 1.0 / rate if np.isfinite(rate) and rate > 0 else 1.0 / 30.0
     shape: tuple[int, ...] | None = None
     time_s = -step
-    while capture.grab():
+    while _grabbed(capture, go_on):
         index, found.frames = found.frames, found.frames + 1
         stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
         time_s = stamp if np.isfinite(stamp) and stamp > time_s else time_s + step  # some containers carry no times
@@ -174,3 +183,8 @@ def _grab(capture: cv2.VideoCapture, wanted: set[int], found: _Pass) -> Iterator
             image = resize(image, shape[1], shape[0])
         found.kept.append(index)
         yield Frame(index, time_s, image)
+
+
+def _grabbed(capture: cv2.VideoCapture, go_on: Callable[[], None]) -> bool:
+    go_on()
+    return capture.grab()

@@ -204,6 +204,20 @@ def test_a_power_cut_between_the_two_renames_is_mended(tmp_path):
     assert os.listdir(tmp_path) == ["b"]
 
 
+@pytest.mark.parametrize(("name", "there"), [(".b.old", False), (".b.old", True), (".b.partial", False)])
+def test_folders_of_these_names_that_are_somebody_elses_are_left_alone(tmp_path, name, there):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    if there:
+        (tmp_path / "b").mkdir()
+        make_bundle(tmp_path / "b", "old")
+    with pytest.raises(OutputError, match=rf"\{name}: "), atomic_folder(tmp_path / "b") as folder:
+        make_bundle(folder, "new")
+    assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+    assert not there or Bundle.load(tmp_path / "b").manifest.name == "old"
+    assert not list(tmp_path.glob(".b.partial/bundle"))
+
+
 def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "child.jpg").write_text("dear")

@@ -230,6 +230,13 @@ def test_the_built_in_bundle_is_exported_once_and_mended_when_damaged(clip, tmp_
     assert str(blocked) in refused(svrt("describe", clip, XDG_CACHE_HOME=str(blocked)))
 
 
+def test_a_log_on_a_full_disk_costs_no_description(pocket):
+    command = [sys.executable, "-m", "svrt", "describe", sample_clip(), sample_clip(), "--bundle", pocket.path]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*map(str, command), "--max-tokens", "2"], stdout=subprocess.PIPE, stderr=full, text=True)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+
+
 def peak_memory(*arguments):
     """Peak resident memory of one command, bytes."""
     code = (

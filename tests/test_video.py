@@ -214,3 +214,44 @@ def test_streams_without_times_are_counted_at_the_frame_rate(monkeypatch, clip):
 
     monkeypatch.setattr(cv2, "VideoCapture", Timeless)
     np.testing.assert_allclose(read(clip)[0].times, np.arange(40) / 30, atol=1e-6)
+
+
+def test_a_clip_can_be_given_up_at_any_frame(tmp_path):
+    """At those, too, that are no candidates: of a container without a count the first pass has none."""
+    path, asked = write_video(tmp_path / "x.avi", moving_ball(60), codec="MJPG"), []
+
+    def go_on():
+        asked.append(1)
+        if len(asked) == 33:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.read_candidates(path, 2, Kept, go_on)
+    assert len(asked) == 33
+    assert video.read_candidates(path, 2, Kept, lambda: asked.append(1))[0].indices == [0, 59]
+    assert len(asked) == 33 + 60 + 1  # and once more at the end
+
+
+def test_a_strip_is_refused_before_a_frame_of_it_is_scaled(tmp_path):
+    path = write_video(tmp_path / "x.avi", (np.zeros((16, 640, 3), np.uint8) for _ in range(4)), codec="MJPG")
+    with pytest.raises(ClipError, match="640x16 are a strip"):
+        read(path)
+    assert read(write_video(tmp_path / "y.avi", (np.zeros((20, 640, 3), np.uint8) for _ in range(4)), codec="MJPG"))
+
+
+def test_what_cannot_be_told_on_stderr_is_lost_and_ends_nothing(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    say("sampled in 12 ms")
+
+
+def test_a_process_without_free_descriptors_hears_of_no_damage(monkeypatch):
+    def refuse():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", refuse)
+    with decoder_complaints() as complaints:
+        assert complaints == []

@@ -51,7 +51,8 @@ def load(task: Task) -> Contestant:
 
 def _engine(bundle: Bundle, name: str, exact: bool = False) -> Engine:
     """As `Pipeline` loads it."""
-    store = engine_store(bundle, engine_folder())
+    folder = engine_folder()
+    store = None if folder is None else engine_store(bundle, folder)
     return load_engine(bundle.file(name), AUTO, bundle.manifest.files[name].precision, store, exact=exact)
 
 

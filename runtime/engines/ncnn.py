@@ -41,11 +41,14 @@ class NcnnEngine:
         model = converted(path, chain)
         self._blob = model.output
         # Weights are read from a file alone; this one lies in memory, so that no card is written to at each start.
-        with os.fdopen(os.memfd_create("ncnn"), "wb") as file:
-            file.writelines(model.weights)
-            file.flush()
-            if self._net.load_param_mem(model.text) or self._net.load_model(f"/proc/self/fd/{file.fileno()}"):
-                raise EngineError(f"{path}: ncnn cannot load it")
+        try:
+            with os.fdopen(os.memfd_create("ncnn"), "wb") as file:
+                file.writelines(model.weights)
+                file.flush()
+                if self._net.load_param_mem(model.text) or self._net.load_model(f"/proc/self/fd/{file.fileno()}"):
+                    raise EngineError(f"{path}: ncnn cannot load it")
+        except OSError as exc:
+            raise EngineError(f"{path}: ncnn cannot load it: {exc.strerror}") from exc
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph on each image. Raises `EngineError` where an input does not fit."""
