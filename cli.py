@@ -462,6 +462,14 @@ bench_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 app.add_typer(bench_app, name="bench", epilog=_BENCH_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 
 
+def _refuse_options(context: typer.Context) -> None:
+    """Options before a subcommand belong to `svrt bench` itself, and would be passed over."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise SvrtError(f"{option.opts[0]} stands before {context.invoked_subcommand}, and would be passed over")
+
+
 @bench_app.callback()
 def bench(
     context: typer.Context,
@@ -476,7 +484,7 @@ def bench(
         float, typer.Option("--minutes", min=0.0, metavar="M", help="Go on for M minutes at least.")
     ] = 0.0,
     limits: Annotated[
-        list[str] | None, typer.Option("--limit", metavar="NAME=NUMBER", help="Such as p99_ms=2500, once or more.")
+        list[str] | None, typer.Option("--limit", metavar="NAME=NUMBER", help="Such as p50_ms=2500, once or more.")
     ] = None,
     out: _BenchFolder = None,
     as_json: _AllAsJson = False,
@@ -484,6 +492,7 @@ def bench(
 ) -> None:
     """Measure time, memory and energy of `describe` on this machine, and write HTML, JSON and Markdown."""
     if context.invoked_subcommand is not None:
+        _refuse_options(context)
         return
     from .benchmarks.bench import EXIT, RUNS, SAMPLE, BenchDisplay, check_writable, show, to_json, write
     from .benchmarks.growth import curves_in

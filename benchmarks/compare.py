@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import SvrtError
 from .figures import FIRST_TOKEN, WHOLE, grouped, of_stage
 from .samples import STAGES, Report, Run, read_report
-from .statistics import ratio, stats
+from .statistics import Groups, flat, median, ratio, stats
 
 COLD = "cold"
 
@@ -81,13 +84,24 @@ def _groups(report: Report, clip: int, name: str) -> list[list[list[float]]]:
     return grouped(report.warm(clip), of_stage(name))
 
 
+def _pooled(pairs: Sequence[tuple[Groups, Groups]]) -> list[tuple[Groups, Groups]]:
+    """All clips as one, each process's time over its clip's median in both benchmarks: a process is cold for one clip
+    alone, so that a clip by itself has too few of them to say how processes differ."""
+    sides: tuple[list[list[list[float]]], list[list[list[float]]]] = ([], [])
+    for pair in pairs:
+        usual = float(median(np.concatenate([flat(groups) for groups in pair])))
+        for side, groups in zip(sides, pair, strict=True):
+            side.extend([[ms / usual for ms in clip] for clip in process] for process in groups)
+    return [(sides[0], sides[1])]
+
+
 def _row(a: Report, b: Report, name: str) -> Difference:
     clips = range(len(a.clips))
     pairs = [(_groups(a, clip, name), _groups(b, clip, name)) for clip in clips]
-    if name == COLD:  # a process is cold for one clip
+    if name == COLD:
         pairs = [pair for pair in pairs if pair[0] and pair[1]]
     first, second = (stats([process for pair in pairs for process in pair[side]]) for side in (0, 1))
-    found = ratio(pairs)
+    found = ratio(_pooled(pairs) if name == COLD and pairs else pairs)
     if found is None or first is None or second is None:
         return Difference(
             name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -81,6 +81,7 @@ class Sample:
     ms: dict[str, list[float]]
     peak_rss_mib: list[float]
     backends: dict[str, str]
+    measured_on: str = ""  # svrt's version and the machine
 
 
 @dataclass(frozen=True)
@@ -131,18 +132,22 @@ def grow(
     Raises `OutputError` where the folder cannot be written, and what `harness.measure` raises.
     """
     sizes = sizes or Sizes()
-    points = sizes.points()
+    points, here = sizes.points(), _here()
     found: dict[Point, Sample] = {}
     with RecordLog(folder / LOG, Sample, "svrt bench growth") as log:
         for sample in log.read():
-            if (sample.bundle, sample.backend) == (bundle.sha256, backend):
+            if (sample.bundle, sample.backend, sample.measured_on) == (bundle.sha256, backend, here):
                 found[sample.point] = sample
+        if before := sum(point in found for point in points):
+            say(f"{before} of {len(points)} points were measured before")
         if any(point not in found for point in points):
             make_ready(bundle, backend)
         for index, point in enumerate(points):
             if point not in found:
                 wanted = [one for one in points if one.axis == CLIPS] if point.axis == CLIPS else [point]
-                samples = _measure(bundle, wanted, folder, backend, sizes.runs)
+                samples = [
+                    replace(one, measured_on=here) for one in _measure(bundle, wanted, folder, backend, sizes.runs)
+                ]
                 log.append(*samples)
                 found.update({sample.point: sample for sample in samples})
             one = found[point]
@@ -161,6 +166,13 @@ def grow(
         environment=environment(),
         samples=samples,
     )
+
+
+def _here() -> str:
+    """What must be the same for what was measured before to count: svrt, the machine, its power mode."""
+    machine = environment()
+    names = ("board", "l4t", "power_mode", "gpu", "processor", "cores")
+    return ", ".join([f"svrt {version('svrt')}", *(f"{name} {machine[name]}" for name in names if machine[name])])
 
 
 def _measure(bundle: Bundle, points: list[Point], folder: Path, backend: str, runs: int) -> list[Sample]:

@@ -14,6 +14,7 @@ from .statistics import STATISTICS, flat, interval, median
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 LEAST_RUNS = 5  # with fewer no interval says anything
+_TAIL = {"p90": 0.90, "p95": 0.95, "p99": 0.99}  # share of all runs that are no slower
 _AT_LEAST = ("tokens_per_s", "clips_per_s")
 _COLD = "cold"
 _PLAIN = (*_AT_LEAST, "peak_rss_mib", "available_drop_mib", "gpu_mib", "joules_per_clip", "joules_per_token")
@@ -83,7 +84,7 @@ def verdict(report: Report) -> Verdict:
 
 
 def _hold(report: Report, name: str, limit: float) -> Held:
-    value, low, high, missing = _measured(report, name)
+    value, low, high, samples, missing = _measured(report, name)
     if value is None or low is None or high is None:
         return Held(name, limit, None, None, None, INCONCLUSIVE, f"{name} was not measured: {missing}")
     more = name in _AT_LEAST
@@ -91,16 +92,31 @@ def _hold(report: Report, name: str, limit: float) -> Held:
     beyond = (high < limit) if more else (low > limit)
     shown = f"{name} is {value:.5g} (95 % interval {low:.5g} to {high:.5g})"
     asked = f"{'at least' if more else 'at most'} {limit:.5g} is asked for"
-    if within:
-        return Held(name, limit, value, low, high, PASS, f"{shown}; {asked}")
     if beyond:
         return Held(name, limit, value, low, high, FAIL, f"{shown}; {asked}")
+    needed = _samples_needed(name)
+    if within and samples is not None and samples < needed:
+        reason = f"{shown}, of {samples} samples; {needed} are the least that can vouch for {name}"
+        return Held(name, limit, value, low, high, INCONCLUSIVE, reason)
+    if within:
+        return Held(name, limit, value, low, high, PASS, f"{shown}; {asked}")
     reason = f"{shown}: the spread is too wide to tell it from the limit {limit:.5g}"
     return Held(name, limit, value, low, high, INCONCLUSIVE, reason)
 
 
-def _measured(report: Report, name: str) -> tuple[float | None, float | None, float | None, str]:
-    """A figure and its interval; or None, and why."""
+def _samples_needed(name: str) -> int:
+    """The least samples of which the slowest, beyond which no interval drawn from them goes, is above the percentile in
+    39 of 40 cases: else a limit would be kept for want of slow runs. 36 for p90, 72 for p95, 368 for p99."""
+    timed = _TIMED.fullmatch(name)
+    share = _TAIL.get(timed["statistic"]) if timed else None
+    return LEAST_RUNS if share is None else math.ceil(math.log(0.025) / math.log(share))
+
+
+_Figure = tuple[float | None, float | None, float | None, int | None, str]
+
+
+def _measured(report: Report, name: str) -> _Figure:
+    """A figure, its interval and of how many samples it is (None of a peak, which is of all); or None, and why."""
     timed = _TIMED.fullmatch(name)
     if timed:
         statistic, of = STATISTICS[timed["statistic"]], timed["of"] or WHOLE
@@ -110,25 +126,25 @@ def _measured(report: Report, name: str) -> tuple[float | None, float | None, fl
         else:
             groups = grouped(report.warm(), of_stage(of))
         if not groups:
-            return None, None, None, "no run has it"
-        value = float(statistic(flat(groups)))
-        return (value, *interval(groups, statistic), "")
+            return None, None, None, None, "no run has it"
+        values = flat(groups)
+        return (float(statistic(values)), *interval(groups, statistic), len(values), "")
     found = figures(report)
     if name == "tokens_per_s":
         groups = grouped(report.warm(), tokens_per_s)
         if not groups:
-            return None, None, None, "nothing was generated"
-        return (float(median(flat(groups))), *interval(groups, median), "")
+            return None, None, None, None, "nothing was generated"
+        return (float(median(flat(groups))), *interval(groups, median), len(flat(groups)), "")
     if name == "clips_per_s":
         groups = grouped(report.warm(), of_stage(WHOLE))
         if not groups or found.clips_per_s is None:
-            return None, None, None, "there are no warm runs"
+            return None, None, None, None, "there are no warm runs"
         low, high = interval(groups, lambda values: values.mean(axis=-1))
-        return found.clips_per_s, 1e3 / high, 1e3 / low if low > 0 else math.inf, ""
+        return found.clips_per_s, 1e3 / high, 1e3 / low if low > 0 else math.inf, len(flat(groups)), ""
     if name.startswith("joules"):
         joules = None if found.energy is None else getattr(found.energy, name)
         if joules is None:
-            return None, None, None, report.power.note or "no run lies whole within the power trace"
-        return joules.p50, joules.low, joules.high, ""
+            return None, None, None, None, report.power.note or "no run lies whole within the power trace"
+        return joules.p50, joules.low, joules.high, joules.n, ""
     peak = getattr(found.memory, name)
-    return peak, peak, peak, report.memory.gpu if name == "gpu_mib" else "it could not be read"
+    return peak, peak, peak, None, report.memory.gpu if name == "gpu_mib" else "it could not be read"

@@ -79,7 +79,8 @@ has_module() { [ -z "$ROOT" ] && [ "$(uname -m)" = aarch64 ] && /usr/bin/python3
 virtual_environment() {
   say "Python packages into $prefix/venv"
   # With the board's packages: registries have TensorRT wheels that install here and cannot run.
-  [ -x "$prefix/venv/bin/python" ] || run /usr/bin/python3 -m venv --system-site-packages "$prefix/venv"
+  # One whose making was cut short has a python and no pip; made again over it, it is whole.
+  "$pip" --version >/dev/null 2>&1 || run /usr/bin/python3 -m venv --system-site-packages "$prefix/venv"
   run "$pip" install --upgrade pip
   # The TensorRT and OpenCV of JetPack 6 were compiled for numpy 1.
   local numpy='numpy>=1.24'
@@ -135,7 +136,8 @@ service() {
   run install -D -m 644 "$source/jetson/svrt.service" /etc/systemd/system/svrt.service
   run sed -i "s|/opt/svrt|$prefix|g" /etc/systemd/system/svrt.service
   run systemctl daemon-reload
-  run systemctl enable --now svrt.service
+  run systemctl enable svrt.service
+  run systemctl restart svrt.service # one that runs is of the code before
 }
 
 main() {

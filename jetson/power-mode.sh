@@ -43,9 +43,11 @@ set_mode() {
   id=$(modes | awk -v name="$wanted" '$2 == name { print $1; exit }')
   [ -n "$id" ] || die "no mode $wanted here; there are: $(modes | awk '{ printf "%s%s", sep, $2; sep = ", " }')"
   [ "$(id -u)" = 0 ] || die "run it with sudo"
-  # Some changes need a restart, and nvpmodel asks for it: no is the answer here, and it says so below.
+  # Some changes need a restart, and nvpmodel asks for it. The answer here is no, which also drops the change: whoever
+  # wants the board to restart says so.
   nvpmodel -m "$id" <<<NO || true
-  [ "$(current)" = "$wanted" ] || die "the mode is still $(current): restart the board for $wanted"
+  [ "$(current)" = "$wanted" ] ||
+    die "the mode is still $(current): $wanted needs a restart; run: nvpmodel -m $id, and answer YES: the board restarts into it"
 }
 
 hold() {

@@ -1,13 +1,14 @@
 """Describe the clips that are put into a folder, one after the other: `watch.py IN OUT`.
 
-A clip's result is OUT/NAME.json, written whole or not at all, whatever the power does. A clip is taken up when its file
-has not changed for `SETTLED_S`; to be sure, write it under a name that begins with a dot and rename it. A clip that
-ends the process (or the power) `ATTEMPTS` times is given up, and its result says so. Clips are never removed; remove a
-result to have its clip described again.
+A clip's result is OUT/NAME.json, written whole or not at all, whatever the power does; OUT/HASH.json, of the sha256 of
+its name, where that is over 240 bytes. A clip is taken up when its file has not changed for `SETTLED_S`; to be sure,
+write it under a name that begins with a dot and rename it. A clip that ends the process (or the power) `ATTEMPTS` times
+is given up, and its result says so. Clips are never removed; remove a result to have its clip described again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 SETTLED_S = 5.0
 POLL_S = 2.0
 ATTEMPTS = 3
+LONGEST_NAME = 240  # bytes; file systems take 255, and `..NAME.tries.part` is written, too
 
 
 class Description(Protocol):
@@ -65,7 +67,7 @@ def describe_one(clip: Path, out: Path, describe: Describe, clip_error: type[Exc
 
     What else it raises is not the clip's fault, or not surely: it is raised, and the clip tried again by who restarts.
     """
-    tries = out / f".{clip.name}.tries"
+    tries = out / f".{_stem(clip)}.tries"
     count = _read_count(tries) + 1
     if count > ATTEMPTS:
         value: dict[str, Any] = {
@@ -87,7 +89,13 @@ def describe_one(clip: Path, out: Path, describe: Describe, clip_error: type[Exc
 
 
 def _result(clip: Path, out: Path) -> Path:
-    return out / f"{clip.name}.json"
+    return out / f"{_stem(clip)}.json"
+
+
+def _stem(clip: Path) -> str:
+    """The clip's name; its hash where no file could have a name of that and what is written beside it."""
+    name = os.fsencode(clip.name)
+    return clip.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()
 
 
 def _read_count(path: Path) -> int:
@@ -110,11 +118,12 @@ def main() -> None:
     model = svrt.load()
     print(f"describing what is put into {source}", flush=True)
     while True:
-        clips = waiting(source, out, time.time())
-        for clip in clips:
-            describe_one(clip, out, model.describe, ClipError)
-        if not clips:
+        # One, and look again: while it was described, the others may have been written to, or removed.
+        clip = next(iter(waiting(source, out, time.time())), None)
+        if clip is None:
             time.sleep(POLL_S)
+        else:
+            describe_one(clip, out, model.describe, ClipError)
 
 
 if __name__ == "__main__":

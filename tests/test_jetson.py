@@ -105,7 +105,8 @@ def test_a_dry_run_changes_nothing(tmp_path):
     before = sorted(root.rglob("*"))
     found = commands(root, "--service", "--prefix", str(prefix))
     assert sorted(root.rglob("*")) == before and not prefix.exists()
-    assert one(found, "systemctl", "enable") == ["systemctl", "enable", "--now", "svrt.service"]
+    assert one(found, "systemctl", "enable") == ["systemctl", "enable", "svrt.service"]
+    assert one(found, "systemctl", "restart") == ["systemctl", "restart", "svrt.service"]  # of an upgrade
     assert not any("/opt/svrt" in word for command in found for word in command if not word.startswith("s|"))
 
 
@@ -226,7 +227,7 @@ def test_a_mode_that_wants_a_restart_or_is_unknown_or_needs_root_is_said(modes, 
     assert done.returncode == 2 and "sudo" in done.stderr and not log
     (tmp_path / "restart").touch()
     done, _ = modes("set", "15W")
-    assert done.returncode == 2 and "still 25W: restart the board for 15W" in done.stderr
+    assert done.returncode == 2 and "still 25W: 15W needs a restart; run: nvpmodel -m 0, and answer YES" in done.stderr
 
 
 @pytest.mark.parametrize("status", [0, 3])
@@ -303,6 +304,24 @@ def test_a_clip_that_cannot_be_read_gets_its_reason_at_once(watch, folders):
     watch.describe_one(clip(source, "a.mp4"), out, describe, NotAClipError)
     assert json.loads((out / "a.mp4.json").read_text())["error"] == "no picture"
     assert len(list(out.iterdir())) == 1
+
+
+@pytest.mark.parametrize("length", [236, 242, 251])
+def test_a_clip_of_any_name_is_described(watch, folders, length):
+    source, out = folders
+    named = clip(source, "\u7403" * (length // 3) + "." * (length % 3) + ".mp4")
+    for _ in range(2):
+        assert watch.waiting(source, out, time.time()) == [named]
+        with pytest.raises(RuntimeError):
+            watch.describe_one(named, out, raise_it, NotAClipError)
+    watch.describe_one(named, out, lambda path: Spoken("saw it"), NotAClipError)
+    assert watch.waiting(source, out, time.time()) == []
+    (result,) = out.iterdir()
+    assert "saw it" in result.read_text() and (result.name == f"{named.name}.json") == (length < 240)
+
+
+def raise_it(_clip):
+    raise RuntimeError
 
 
 def test_a_clip_that_ends_the_process_three_times_is_given_up(watch, folders):
