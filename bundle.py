@@ -382,7 +382,9 @@ def _refuse_to_replace(out: Path) -> None:
         return
     try:
         known = {MANIFEST, *Bundle.read_manifest(out).manifest.files}
-    except BundleError:
+    except BundleError as exc:
+        if MANIFEST in held:
+            raise OutputError(f"{out}: a bundle that cannot be read lies there ({exc}); remove it first") from exc
         known = set()
     strange = sorted(held - known)
     if strange:

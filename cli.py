@@ -151,7 +151,10 @@ def export(
         raise SvrtError("--compute-capability says what --engines builds for; give --engines tensorrt-rtx too")
     given = {"sampler": sampler, "encoder": encoder, "projector": projector, "decoder": decoder, "adapter": adapter}
     chosen = read_recipe(recipe).with_sources(given, Path.cwd())
-    chosen = chosen.with_random_weights(seed or 0) if random_weights else chosen
+    if random_weights:
+        chosen = chosen.with_random_weights(seed or 0)
+        if not chosen.random_seeds():
+            raise SvrtError(f"--random-weights: {recipe} has a source for every part; the recipe sv3.3b has none")
     chosen = chosen if quant is None else chosen.with_quantization(quant)
     chosen = chosen if precision is None else chosen.with_precision(check_precision(precision))
     if calibration is not None and chosen.encoder.precision != "int8":

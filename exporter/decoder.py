@@ -174,6 +174,11 @@ class GgufBase:
             raise CheckpointError(
                 f"{self.path}: unsupported architecture {architecture!r}; the decoder must be a LLaMA"
             )
+        scaling = self._reader.get_field(f"{_ARCHITECTURE}.rope.scaling.type")
+        if scaling is not None and scaling.contents() != "none":
+            raise CheckpointError(
+                f"{self.path}: rope scaling {scaling.contents()!r} is not supported; none is, or LLaMA 3's factors"
+            )
         heads, width = int(self._value("attention.head_count")), int(self._value("embedding_length"))
         embedding = self._tensors.get("token_embd.weight")
         if embedding is None:
@@ -249,6 +254,8 @@ class GgufBase:
 
 def open_base(source: Path) -> Base:
     """The LLaMA at `source`, a GGUF file or a Hugging Face folder. Raises `CheckpointError` where it is none."""
+    if source.is_file() and source.suffix == ".safetensors":
+        raise CheckpointError(f"{source}: is one file of a checkpoint; give its folder, tokenizer and all")
     return GgufBase(source) if source.is_file() or source.suffix == ".gguf" else HuggingFaceBase(source)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, OutputError, RecipeError, SvrtError
-from ..models.checkpoint import INDEX_NAME, PICKLE_SUFFIXES, SINGLE_NAMES
+from ..models.checkpoint import INDEX_NAME, PICKLE_SUFFIXES, PREFERRED_NAMES, SINGLE_NAMES
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -242,11 +242,9 @@ def _list(repo: str, revision: str | None) -> tuple[str, dict[str, _Entry]]:
 
 def _weights(repo: str, names: Collection[str], read_index: Callable[[], bytes]) -> list[str]:
     """The files of tensors among `names`, in the order of preference of `Checkpoint`; raises `CheckpointError`."""
-    if INDEX_NAME in names:
-        return _shards(repo, names, read_index())
-    for name in SINGLE_NAMES:
+    for name in PREFERRED_NAMES:
         if name in names:
-            return [name]
+            return _shards(repo, names, read_index()) if name == INDEX_NAME else [name]
     top = sorted(name for name in names if "/" not in name)
     tensors = [name for name in top if name.endswith(".safetensors")]
     if len(tensors) == 1:
@@ -261,6 +259,8 @@ def _weights(repo: str, names: Collection[str], read_index: Callable[[], bytes])
             f"{repo}: holds only pickles ({', '.join(pickles)}), which can run code when they are read; "
             "ask its owner for safetensors, or convert them"
         )
+    if any(name.endswith(".gguf") for name in top):
+        raise CheckpointError(f"{repo}: holds GGUF files; download the one you mean, and give its path")
     raise CheckpointError(f"{repo}: no safetensors file at its top level; expected {SINGLE_NAMES[0]}")
 
 

@@ -135,6 +135,8 @@ def decoder_parity(
         max_tokens=spec.max_tokens,
         video_tokens=len(tokens),
         repacked=is_repacked(quantization),
+        answers=list(spec.answers.values()),
+        temperature=spec.temperature,
     ) as decoder:
         prompt = decoder.prompt
         results = [decoder.prefill(clip) for clip in clips]

@@ -96,10 +96,17 @@ def gather(recipe: Recipe, located: Mapping[str, Part], stages: Stages) -> Parts
     return Parts(parts, recipe.sampler.spec(), shapes.encoder_spec(recipe), recipe.decoder.spec(shapes.decoder.width))
 
 
+CONFIGURATIONS = ("config.json", "adapter_config.json")  # what a checkpoint named by its file is read with
+
+
 def fingerprint(path: Path) -> str:
-    """sha256 of a file, or of the sorted names and hashes of those of a folder's files that an export may read."""
+    """sha256 of a file, or of the sorted names and hashes of those files that an export may read: of a folder, or of a
+    file of tensors and the configuration beside it."""
     if path.is_file():
-        return sha256_of(path)
+        beside = [file for name in CONFIGURATIONS if (file := path.with_name(name)).is_file()]
+        if path.suffix != ".safetensors" or not beside:
+            return sha256_of(path)
+        return _of_files({file.name: sha256_of(file) for file in [path, *beside]})
     try:
         files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in READ_SUFFIXES)
     except OSError as exc:
@@ -147,6 +154,12 @@ class _Shapes:
         else:
             decoder = llama.LlamaShape.from_config(random_weights.LLAMA_3_2_3B, Path("config.json"))
         time, rows, columns = recipe.encoder.token_grid
+        video, text = time * rows * columns, recipe.decoder.max_tokens
+        if video + text >= decoder.context:
+            raise RecipeError(
+                f"{recipe.name}: {video} video tokens and {text} of text do not fit into the decoder's context of "
+                f"{decoder.context}; lower token_grid or max_tokens"
+            )
         vjepa2.check_fit(encoder, recipe.sampler.keyframes, (time, rows, columns))
         if "sampler" in paths:
             Checkpoint(paths["sampler"])

@@ -46,7 +46,11 @@ def resolve(source: str, base: Path, progress: hub.Progress | None = None) -> Fo
     if source.startswith(PACKAGE_PREFIX):
         return Found(packaged_file(source), source, None)
     path = _local(source, base)
-    if path.exists():
+    try:
+        there = path.exists()
+    except OSError as exc:  # a folder that may not be looked into, a name too long for a file
+        raise RecipeError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if there:
         return Found(path, source, None)
     model = None if source.endswith(_FILE_SUFFIXES) else hub.split_id(source)
     if model is None:

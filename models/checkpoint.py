@@ -20,14 +20,16 @@ from ..errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAMES = ("model.safetensors", "adapter_model.safetensors")
+# As `transformers` has it (`modeling_utils.py`): shards that a later save in one file left behind are not read.
+PREFERRED_NAMES = (SINGLE_NAMES[0], INDEX_NAME, SINGLE_NAMES[1])
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 
 
 class Checkpoint:
     """Named tensors on disk, and the JSON files beside them.
 
-    `path` is a `.safetensors` file, or a folder holding `model.safetensors`, `adapter_model.safetensors`,
-    or shards with their `model.safetensors.index.json`.
+    `path` is a `.safetensors` file, or a folder holding `model.safetensors`, shards with their
+    `model.safetensors.index.json`, or `adapter_model.safetensors`; the first of these counts.
 
     Raises `CheckpointError` where there is no such file, a shard is missing, or only pickles are found.
     """
@@ -45,11 +47,10 @@ class Checkpoint:
             return dict.fromkeys(self._names_in(self.path), self.path)
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path}: no such checkpoint file or folder")
-        if (self.path / INDEX_NAME).is_file():
-            return self._locate_shards(self.path / INDEX_NAME)
-        for name in SINGLE_NAMES:
-            if (self.path / name).is_file():
-                return dict.fromkeys(self._names_in(self.path / name), self.path / name)
+        for name in PREFERRED_NAMES:
+            file = self.path / name
+            if file.is_file():
+                return self._locate_shards(file) if name == INDEX_NAME else dict.fromkeys(self._names_in(file), file)
         found = sorted(p.name for p in self.path.iterdir() if p.suffix in PICKLE_SUFFIXES)
         hint = f"found only pickles ({', '.join(found)}): convert them" if found else f"expected {SINGLE_NAMES[0]}"
         raise CheckpointError(f"{self.path}: no safetensors in this folder; {hint}")

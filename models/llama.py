@@ -265,7 +265,8 @@ class Adapter:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._checkpoint = Checkpoint(self.folder)
+        saved = self.folder / "adapter_model.safetensors"  # beside a whole model it is this that is the adapter
+        self._checkpoint = Checkpoint(saved if saved.is_file() else self.folder)
         self._where = self._checkpoint.folder / "adapter_config.json"
         self._config = self._checkpoint.json("adapter_config.json")
         self._refuse_unsupported()

@@ -293,3 +293,10 @@ def test_a_bundle_with_engines_is_replaced_and_one_with_a_strangers_file_beside_
     (out / "engines" / "notes.txt").write_text("dear")
     with pytest.raises(OutputError, match=r"engines/notes\.txt"), atomic_folder(out):
         pytest.fail("began to work")
+
+
+def test_an_older_bundle_in_the_way_is_called_one(toy):
+    manifest = json.loads((toy / contract.MANIFEST).read_text())
+    (toy / contract.MANIFEST).write_text(json.dumps({**manifest, "schema": 1}))
+    with pytest.raises(OutputError, match=r"toy: a bundle that cannot be read lies there \(.*schema 1"):
+        contract.check_place(toy)

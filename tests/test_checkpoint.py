@@ -26,6 +26,17 @@ def test_shards_are_read_through_their_index(tmp_path):
         Checkpoint(tmp_path)
 
 
+def test_one_file_counts_before_shards_that_an_earlier_save_left(tmp_path):
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    save_file({"lora": np.ones(2, np.float32)}, tmp_path / "adapter_model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.names == ["a"]
+    np.testing.assert_array_equal(checkpoint.float32("a"), [1, 1])
+
+
 def test_a_wrong_shape_and_a_missing_name_are_told(tmp_path):
     save_file({"a": np.zeros((2, 3), np.float32)}, tmp_path / "x.safetensors")
     checkpoint = Checkpoint(tmp_path / "x.safetensors")

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -27,6 +28,7 @@ from small_llama import (
     save_tokenizer,
 )
 from svrt.errors import CheckpointError, DecoderError, OutputError, RecipeError
+from svrt.exporter import decoder
 from svrt.exporter.decoder import QUANTIZATIONS, quantize, write_merged_gguf
 from svrt.exporter.source import packaged_file, resolve
 from svrt.models.llama import from_ggml_rows, hugging_face_name
@@ -556,3 +558,16 @@ def test_the_export_needs_no_pytorch(base: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", program, base, tmp_path / "out.gguf"], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]" and (tmp_path / "out.gguf").stat().st_size > 1e6
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_gguf_whose_rope_is_scaled_is_refused(smollm2: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """llama.cpp would scale it, and the reference that the export is held against would not."""
+
+    class Scaled(decoder.GgufReader):
+        def get_field(self, key: str) -> Any:
+            return SimpleNamespace(contents=lambda: kind) if key.endswith("scaling.type") else super().get_field(key)
+
+    monkeypatch.setattr(decoder, "GgufReader", Scaled)
+    with pytest.raises(CheckpointError, match=f"rope scaling '{kind}' is not supported"):
+        decoder.open_base(smollm2)

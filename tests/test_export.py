@@ -14,7 +14,7 @@ from hub_server import Hub
 from safetensors.numpy import load_file, save_file
 from small_llama import edit_json
 from small_system import write_system
-from svrt.bundle import Bundle
+from svrt.bundle import Bundle, sha256_of
 from svrt.errors import CheckpointError
 from svrt.exporter.export import export
 from svrt.exporter.parts import fingerprint
@@ -52,6 +52,16 @@ def test_the_bundle_says_what_it_is_made_of(system, bundle):
         assert manifest.provenance[role].revision is None
     assert manifest.files["encoder.onnx"].inputs[0].shape == [1, 16, 3, 64, 64]
     assert manifest.decoder.width == 256
+
+
+def test_what_a_file_of_tensors_is_read_with_is_part_of_its_hash(system, tmp_path):
+    shutil.copytree(system / "adapter", tmp_path / "lora")
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    before = fingerprint(file)
+    edit_json(tmp_path / "lora" / "adapter_config.json", lora_alpha=320)
+    assert fingerprint(file) != before  # the same tensors, ten times as much of them
+    (tmp_path / "lora" / "adapter_config.json").unlink()
+    assert fingerprint(file) == sha256_of(file)
 
 
 def test_every_component_was_held_against_float32(bundle):
@@ -182,6 +192,18 @@ BAD = {
         lambda s: edit_json(s / "decoder" / "config.json", architectures=["Qwen2ForCausalLM"], model_type="qwen2"),
         "unsupported architecture Qwen2ForCausalLM",
     ),
+    "answers that begin alike": (
+        lambda s: edit_recipe(s, "max_tokens = 8", 'answers = { make = "Made", miss = "Made no basket" }'),
+        "answers Made, Made no basket begin with the same token",
+    ),
+    "more tokens than the decoder's context": (
+        lambda s: edit_recipe(s, "max_tokens = 8", "max_tokens = 4080"),
+        "16 video tokens and 4080 of text do not fit into the decoder's context of 4096",
+    ),
+    "one file of a sharded decoder": (
+        lambda s: edit_recipe(s, 'source = "decoder"', f'source = "decoder/{SHARD}"'),
+        f"{SHARD}: is one file of a checkpoint; give its folder",
+    ),
     "values that are not finite": (
         lambda s: _change_tensors(
             s / "adapter" / "adapter_model.safetensors",
@@ -192,6 +214,12 @@ BAD = {
         "is not finite",
     ),
 }
+
+
+def edit_recipe(folder: Path, before: str, after: str) -> None:
+    recipe = folder / "small.toml"
+    assert before in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(before, after))
 
 
 def edit_index(folder: Path, name: str) -> None:
@@ -233,6 +261,8 @@ def test_what_cannot_be_made_is_told_before_any_work(system, tmp_path):
         (["--compute-capability", "8.6"], "give --engines tensorrt-rtx too"),
         (["--engines", "tensorrt-rtx", "--compute-capability", "1.0"], "tensorrt-rtx"),
         (["--seed", "1"], "give --random-weights too"),
+        (["--random-weights"], "has a source for every part"),
+        (["--adapter", f"{'x' * 300}/lora"], "xxx/lora: cannot be read: File name too long"),
         (["--precision", "int4"], "one of fp32, fp16"),
         (["--calibration", str(tmp_path)], "give --precision int8 too"),
         (["--quant", "q3"], "one of f16"),

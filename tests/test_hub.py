@@ -117,7 +117,7 @@ def test_a_lone_file_of_tensors_is_found_by_whatever_name(hub, fetch):
         ({"a.safetensors": b"a", "b.safetensors": b"b"}, "several safetensors files"),
         ({"pytorch_model.bin": b"x", "config.json": b"{}"}, r"only pickles (pytorch_model.bin)"),
         ({"x.pth": b"x", "original/model.safetensors": b"x"}, "ask its owner for safetensors"),
-        ({"model.Q4_0.gguf": b"x"}, "no safetensors file at its top level; expected model.safetensors"),
+        ({"model.Q4_0.gguf": b"x"}, "holds GGUF files; download the one you mean, and give its path"),
         ({}, "no safetensors file"),
     ],
 )

@@ -278,3 +278,10 @@ def test_tensors_of_unknown_modules_and_pickles_are_refused(adapter: Path, base:
     refuses(adapter, base, "'base_model.model.model.vision.proj.lora_A.weight' belongs to no linear module")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     refuses(adapter, base, "found only pickles")
+
+
+def test_an_adapter_beside_a_whole_model_is_found(base: Path, adapter: Path, tmp_path: Path) -> None:
+    for file in adapter.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file({"model.embed_tokens.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    assert Adapter(tmp_path).modules == Adapter(adapter).modules
