@@ -20,7 +20,7 @@ import numpy as np
 
 from ..bundle import DECODER, Bundle
 from ..cache import open_bundle
-from ..runtime.decoder import Decoder, is_repacked, model_parameters
+from ..runtime.decoder import Decoder, is_repacked, model_parameters, silence
 from ..runtime.processors import usable_processors
 
 ROUNDS = 15
@@ -69,6 +69,7 @@ class BareLoop:
         import llama_cpp
 
         self._lib = lib = llama_cpp
+        silence(lib)
         self._prefix, self._suffix = prompt
         model = model_parameters(lib)
         model.n_gpu_layers = -1 if lib.llama_supports_gpu_offload() else 0

@@ -5,7 +5,6 @@ A graph's shapes come from ONNX's own inference; a GGUF's numbers from its metad
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from onnx import TensorProto, helper
 
 from ..errors import BundleError
 from ..models.gguf_reader import GgufReader
+from ..runtime.decoder import silence
 from .devices import Rates
 
 VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}  # another shape of the same bytes
@@ -31,7 +31,6 @@ _TYPES: dict[int, str] = {
 _UNQUANTIZED = ("F32", "F16", "BF16")
 _CONTEXT_STEP = 256  # llama.cpp rounds a context's positions up to this
 _KV_BYTES = 2  # keys and values are float16
-_SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)  # kept: C calls it
 
 
 @dataclass(frozen=True)
@@ -314,7 +313,7 @@ def prompt_tokens(path: Path, prefix: str, suffix: str) -> PromptTokens:
     """
     import llama_cpp
 
-    llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p(0))
+    silence(llama_cpp)
     parameters = llama_cpp.llama_model_default_params()
     parameters.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)

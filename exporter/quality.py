@@ -31,7 +31,7 @@ from rich.table import Table
 
 from ..errors import DecoderError, RecipeError, SvrtError
 from ..models.gguf_reader import GgufReader
-from ..runtime.decoder import model_parameters
+from ..runtime.decoder import model_parameters, silence
 from ..runtime.processors import usable_processors
 from .decoder import write_merged_gguf
 from .quantize import QUANTIZATIONS, quantize
@@ -40,7 +40,6 @@ from .reference_llama import ReferenceLlama
 
 # Tokens that llama.cpp reads at once; it also holds their logits: 33 MB with LLaMA 3's vocabulary.
 _BATCH = 64
-_SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)  # kept: C calls it
 
 # Of our own words, so that no test set is consulted: descriptions of the kind a sports-video model gives.
 PASSAGE = """\
@@ -115,7 +114,7 @@ def llama_cpp_logits(file: Path, tokens: list[int]) -> np.ndarray:
     import llama_cpp
 
     llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p(0))
+    silence(llama_cpp)
     parameters = model_parameters(llama_cpp)
     parameters.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(os.fsencode(file), parameters)

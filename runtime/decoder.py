@@ -32,6 +32,7 @@ _LOG_ERROR = 4  # ggml.h, GGML_LOG_LEVEL_ERROR
 _DEVICE_GPUS = (1, 2)  # ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 _PIECE_BYTES = 256  # room for one token's text; longer pieces are asked for again
 _SEQUENCE = 0
+_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)  # kept: C calls it
 
 # How often a thread of llama.cpp looks whether the others are done before it sleeps. GNU OpenMP looks 300,000 times,
 # which holds a core that another program may need, most of all the very threads that are waited for: on two cores
@@ -141,6 +142,11 @@ def has_amx(lib: Any) -> bool:
     (ggml-org/llama.cpp, pull request 26954).
     """
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
+
+
+def silence(lib: Any) -> None:
+    """Have llama.cpp, by its bindings `lib`, say nothing of what it does: by default it fills stderr."""
+    lib.llama_log_set(_SILENT, ctypes.c_void_p(0))
 
 
 def model_parameters(lib: Any) -> Any:

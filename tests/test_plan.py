@@ -40,7 +40,6 @@ from svrt.bundle import (
 )
 from svrt.errors import BundleError, SvrtError
 from svrt.exporter.costs import (
-    _SILENCE,
     GraphCosts,
     Operation,
     context_size,
@@ -55,7 +54,7 @@ from svrt.exporter.source import packaged_file
 from svrt.models import vgg16, vjepa2
 from svrt.models.checkpoint import Checkpoint
 from svrt.models.graph import Graph
-from svrt.runtime.decoder import Decoder, model_parameters
+from svrt.runtime.decoder import Decoder, model_parameters, silence
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import VJEPA2Config, VJEPA2Model
 
@@ -306,7 +305,7 @@ def test_cache_and_scratch_are_what_llama_cpp_reports(tmp_path: Path, positions:
         llama_cpp.llama_free(context)
         llama_cpp.llama_model_free(model)
     finally:
-        llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p(0))
+        silence(llama_cpp)
     found = {kind: float(mib) for kind, mib in re.findall(r"(\w+) buffer size *= *([\d.]+) MiB", "".join(lines))}
     costs = decoder_costs(path)
     assert context_size(positions) == size
