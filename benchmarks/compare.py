@@ -101,7 +101,9 @@ def _row(a: Report, b: Report, name: str) -> Difference:
     if name == COLD:
         pairs = [pair for pair in pairs if pair[0] and pair[1]]
     first, second = (stats([process for pair in pairs for process in pair[side]]) for side in (0, 1))
-    found = ratio(_pooled(pairs) if name == COLD and pairs else pairs)
+    held = _pooled(pairs) if name == COLD and pairs else pairs
+    alone = any(len(groups) < 2 for pair in held for groups in pair)  # nothing says how processes differ
+    found = None if alone else ratio(held)
     if found is None or first is None or second is None:
         return Difference(
             name,

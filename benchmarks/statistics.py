@@ -120,7 +120,7 @@ def ratio(pairs: Sequence[tuple[Groups, Groups]]) -> Ratio | None:
     """Ratio of medians, B over A; the geometric mean over clips where there are several.
 
     `pairs` has for each clip the groups of A and those of B. None where a clip has no samples, or one is not above
-    0, or where a side is of one process: nothing then says how processes differ.
+    0. Of one process a side, the interval says nothing of how processes differ.
     """
     rng, logs, centre, drifts = np.random.default_rng(SEED), np.zeros(RESAMPLES), 0.0, np.zeros(2)
     fewest = 10**9
@@ -133,7 +133,7 @@ def ratio(pairs: Sequence[tuple[Groups, Groups]]) -> Ratio | None:
             centre += sign * math.log(float(median(values))) / len(pairs)
             logs += sign * np.log(_drawn(groups, median, rng)) / len(pairs)
             drifts[side] += _drift(groups) / len(pairs)
-    if not pairs or fewest < 2:
+    if not pairs:
         return None
     low, high = _widened(centre, logs, fewest)
     wandered = math.sqrt(2) * math.hypot(*drifts)

@@ -474,8 +474,11 @@ def test_a_ratio_over_clips_is_the_geometric_mean():
     assert found.ratio == pytest.approx(2**0.5) and found.low == pytest.approx(found.high)
 
 
-def test_a_side_of_one_process_cannot_be_compared():
-    assert ratio([([[[10.0] * 9]], [[[20.0] * 9]] * 5)]) is None
+def test_a_side_of_one_process_cannot_be_compared(tmp_path):
+    for name, processes in (("a", 1), ("b", 5)):
+        (tmp_path / name).write_text(json.dumps(asdict(small_report(processes=processes, slower=processes))))
+    rows = compare(tmp_path / "a", tmp_path / "b").rows
+    assert {(row.verdict, row.seen) for row in rows} == {("cannot be compared", False)}
 
 
 def test_options_before_a_subcommand_are_refused_and_not_passed_over():
