@@ -47,16 +47,17 @@ def cache_folder() -> Path:
 
 def seal_folder() -> Path | None:
     """Where this user's seals are kept (see `svrt.seal`); None where there is no place for them."""
-    try:
-        return cache_folder() / "seals"
-    except OutputError:
-        return None
+    return _place("seals")
 
 
 def engine_folder() -> Path | None:
     """Where engines that were built here lie, and the outcomes of trials; None where there is no place for them."""
+    return _place("engines")
+
+
+def _place(name: str) -> Path | None:
     try:
-        return cache_folder() / "engines"
+        return cache_folder() / name
     except OutputError:
         return None
 

@@ -7,7 +7,7 @@ is done, so that a measurement that stops goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -132,7 +132,8 @@ def grow(
     Raises `OutputError` where the folder cannot be written, and what `harness.measure` raises.
     """
     sizes = sizes or Sizes()
-    points, here = sizes.points(), _here()
+    points, machine = sizes.points(), environment()
+    here = _here(machine)
     found: dict[Point, Sample] = {}
     with RecordLog(folder / LOG, Sample, "svrt bench growth") as log:
         for sample in log.read():
@@ -163,14 +164,13 @@ def grow(
         bundle=bundle.manifest.name,
         bundle_sha256=bundle.sha256,
         backends=samples[-1].backends,
-        environment=environment(),
+        environment=machine,
         samples=samples,
     )
 
 
-def _here() -> str:
+def _here(machine: Mapping[str, Any]) -> str:
     """What must be the same for what was measured before to count: svrt, the machine, its power mode."""
-    machine = environment()
     names = ("board", "l4t", "power_mode", "gpu", "processor", "cores")
     return ", ".join([f"svrt {version('svrt')}", *(f"{name} {machine[name]}" for name in names if machine[name])])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import SvrtError
 from .figures import FIRST_TOKEN, WHOLE, figures, grouped, of_stage, tokens_per_s
 from .samples import STAGES, Report
-from .statistics import STATISTICS, flat, interval, median
+from .statistics import STATISTICS, Groups, Statistic, flat, interval, median
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 LEAST_RUNS = 5  # with fewer no interval says anything
@@ -84,9 +84,10 @@ def verdict(report: Report) -> Verdict:
 
 
 def _hold(report: Report, name: str, limit: float) -> Held:
-    value, low, high, samples, missing = _measured(report, name)
-    if value is None or low is None or high is None:
-        return Held(name, limit, None, None, None, INCONCLUSIVE, f"{name} was not measured: {missing}")
+    found = _measured(report, name)
+    if isinstance(found, str):
+        return Held(name, limit, None, None, None, INCONCLUSIVE, f"{name} was not measured: {found}")
+    value, low, high, samples = found
     more = name in _AT_LEAST
     within = (low >= limit) if more else (high <= limit)
     beyond = (high < limit) if more else (low > limit)
@@ -112,11 +113,12 @@ def _samples_needed(name: str) -> int:
     return LEAST_RUNS if share is None else math.ceil(math.log(0.025) / math.log(share))
 
 
-_Figure = tuple[float | None, float | None, float | None, int | None, str]
+# A figure, its interval [low, high], and of how many samples it is: None of a peak, which is of all.
+_Figure = tuple[float, float, float, int | None]
 
 
-def _measured(report: Report, name: str) -> _Figure:
-    """A figure, its interval and of how many samples it is (None of a peak, which is of all); or None, and why."""
+def _measured(report: Report, name: str) -> _Figure | str:
+    """A figure, or why there is none."""
     timed = _TIMED.fullmatch(name)
     if timed:
         statistic, of = STATISTICS[timed["statistic"]], timed["of"] or WHOLE
@@ -125,26 +127,28 @@ def _measured(report: Report, name: str) -> _Figure:
             groups = [[[(run.stop_s - processes[run.process].start_s) * 1e3]] for run in report.cold()]
         else:
             groups = grouped(report.warm(), of_stage(of))
-        if not groups:
-            return None, None, None, None, "no run has it"
-        values = flat(groups)
-        return (float(statistic(values)), *interval(groups, statistic), len(values), "")
+        return _of_groups(groups, statistic) if groups else "no run has it"
     found = figures(report)
     if name == "tokens_per_s":
         groups = grouped(report.warm(), tokens_per_s)
-        if not groups:
-            return None, None, None, None, "nothing was generated"
-        return (float(median(flat(groups))), *interval(groups, median), len(flat(groups)), "")
+        return _of_groups(groups, median) if groups else "nothing was generated"
     if name == "clips_per_s":
         groups = grouped(report.warm(), of_stage(WHOLE))
         if not groups or found.clips_per_s is None:
-            return None, None, None, None, "there are no warm runs"
+            return "there are no warm runs"
         low, high = interval(groups, lambda values: values.mean(axis=-1))
-        return found.clips_per_s, 1e3 / high, 1e3 / low if low > 0 else math.inf, len(flat(groups)), ""
+        return found.clips_per_s, 1e3 / high, 1e3 / low if low > 0 else math.inf, len(flat(groups))
     if name.startswith("joules"):
         joules = None if found.energy is None else getattr(found.energy, name)
         if joules is None:
-            return None, None, None, None, report.power.note or "no run lies whole within the power trace"
-        return joules.p50, joules.low, joules.high, joules.n, ""
+            return report.power.note or "no run lies whole within the power trace"
+        return joules.p50, joules.low, joules.high, joules.n
     peak = getattr(found.memory, name)
-    return peak, peak, peak, None, report.memory.gpu if name == "gpu_mib" else "it could not be read"
+    if peak is None:
+        return report.memory.gpu if name == "gpu_mib" else "it could not be read"
+    return peak, peak, peak, None
+
+
+def _of_groups(groups: Groups, statistic: Statistic) -> _Figure:
+    values = flat(groups)
+    return (float(statistic(values)), *interval(groups, statistic), len(values))

@@ -29,6 +29,7 @@ from .stages import Stages, key_of
 
 RANDOM_FOLDER = "random"
 READ_SUFFIXES = (".safetensors", ".json", ".jinja")  # of files in a checkpoint's folder
+CONFIGURATIONS = ("config.json", "adapter_config.json")  # what a checkpoint named by its file is read with
 _SPARE = 64 << 20  # bytes of disk for what is not counted: the manifest, parity tokens, the file system's own
 
 
@@ -96,21 +97,19 @@ def gather(recipe: Recipe, located: Mapping[str, Part], stages: Stages) -> Parts
     return Parts(parts, recipe.sampler.spec(), shapes.encoder_spec(recipe), recipe.decoder.spec(shapes.decoder.width))
 
 
-CONFIGURATIONS = ("config.json", "adapter_config.json")  # what a checkpoint named by its file is read with
-
-
 def fingerprint(path: Path) -> str:
     """sha256 of a file, or of the sorted names and hashes of those files that an export may read: of a folder, or of a
     file of tensors and the configuration beside it."""
-    if path.is_file():
-        beside = [file for name in CONFIGURATIONS if (file := path.with_name(name)).is_file()]
-        if path.suffix != ".safetensors" or not beside:
-            return sha256_of(path)
-        return _of_files({file.name: sha256_of(file) for file in [path, *beside]})
     try:
-        files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in READ_SUFFIXES)
+        if path.is_file():
+            beside = [path.with_name(name) for name in CONFIGURATIONS if path.suffix == ".safetensors"]
+            files = [path, *(file for file in beside if file.is_file())]
+        else:
+            files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in READ_SUFFIXES)
     except OSError as exc:
         raise RecipeError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if files == [path]:
+        return sha256_of(path)
     return _of_files({file.name: sha256_of(file) for file in files})
 
 

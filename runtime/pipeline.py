@@ -142,11 +142,13 @@ class _Stopwatch:
 
 def engine_store(
     bundle: Bundle,
-    cache: Path,
+    cache: Path | None,
     say: Callable[[str], None] = lambda _: None,
     quiet: Callable[[], object] = lambda: None,
-) -> EngineStore:
-    """Where engines of a bundle's graphs are found and kept; see `EngineStore`."""
+) -> EngineStore | None:
+    """Where engines of a bundle's graphs are found and kept; see `EngineStore`. None without a folder for them."""
+    if cache is None:
+        return None
     manifest = bundle.manifest
     return EngineStore(
         cache,
@@ -188,7 +190,7 @@ class Pipeline:
             raise BundleError(f"{bundle.path}: the encoder reads another number of frames than the sampler picks")
         with ThreadPoolExecutor(max_workers=1) as pool:  # the graphs one after the other: loading one needs it thrice
             decoder = pool.submit(self._load_decoder, max_tokens)
-            store = None if engine_cache is None else engine_store(bundle, engine_cache, say, decoder.exception)
+            store = engine_store(bundle, engine_cache, say, decoder.exception)
             # Keyframes are a choice: from features rounded to bfloat16 most clips get others.
             vgg16 = self._load(VGG16, backend, store, exact=True)
             encoder = self._load(ENCODER, backend, store)

@@ -37,7 +37,7 @@ from svrt.models.pocket.network import (
     smollm_path,
 )
 from svrt.models.pocket.shot import Shot
-from svrt.models.pocket.train import Data, Schedule, digest_of_speech, drawn_as_often
+from svrt.models.pocket.train import Data, Schedule, after_phase_one, digest_of_speech, drawn_as_often
 from svrt.models.pocket.trainer import Average, Batch, Trainer, save_state, speech, stacked
 from transformers import VJEPA2Model
 
@@ -362,3 +362,8 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 def test_a_sample_clip_is_what_its_seed_renders() -> None:
     for outcome, seed in renderer.SAMPLES.items():
         assert renderer.render(seed, outcome, seconds=2.0, size=64).truth.outcome == outcome
+
+
+def test_speaking_without_an_encoder_says_what_to_run_first(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"seen\.pt is not there: train the encoder first"):
+        after_phase_one(tmp_path, "seen")

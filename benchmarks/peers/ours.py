@@ -51,8 +51,7 @@ def load(task: Task) -> Contestant:
 
 def _engine(bundle: Bundle, name: str, exact: bool = False) -> Engine:
     """As `Pipeline` loads it."""
-    folder = engine_folder()
-    store = None if folder is None else engine_store(bundle, folder)
+    store = engine_store(bundle, engine_folder())
     return load_engine(bundle.file(name), AUTO, bundle.manifest.files[name].precision, store, exact=exact)
 
 

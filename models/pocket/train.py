@@ -256,8 +256,9 @@ def run_encoder_phase(
 def train_decoder(args: argparse.Namespace, run: Path) -> None:
     """Phase two: "speak" on the frozen encoder; writes the weights and scores them."""
     name = "denoised" if args.denoised else "seen"
-    trainer = trainer_after(run / f"{name}.pt", args)
-    checkpoint = run / f"decoder-{name}-{digest_of_speech(run / f'{name}.pt', args)}.pt"
+    encoder = after_phase_one(run, name)
+    trainer = trainer_after(encoder, args)
+    checkpoint = run / f"decoder-{name}-{digest_of_speech(encoder, args)}.pt"
     data = load_data(args)
     features = {
         "real": variants(trainer, data.real, args.variants, run, processes(args)),
@@ -301,15 +302,16 @@ def cross_validate(args: argparse.Namespace, run: Path) -> None:
     well the sentences carry over, and for clips of the training split it is on the kind side. Answers are kept beside
     the checkpoints, so that an interrupted run goes on with the next fold.
     """
+    encoder = after_phase_one(run, "seen")
     data, validation = load_data(args), load_real(args, "val")
     clips = [*data.real, *validation]
     fold_of = np.random.default_rng(args.seed).permutation(len(clips)) % args.folds
-    path = run / f"folds-{args.folds}-{digest_of_speech(run / 'seen.pt', args)}.jsonl"
+    path = run / f"folds-{args.folds}-{digest_of_speech(encoder, args)}.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for fold in range(args.folds):
         if any(answer["fold"] == fold for answer in done):
             continue
-        trainer = trainer_after(run / "seen.pt", args)
+        trainer = trainer_after(encoder, args)
         real = variants(trainer, clips, args.variants, run, processes(args))
         features = {
             "real": real.of([clip.name for clip, its in zip(clips, fold_of, strict=True) if its != fold]),
@@ -351,10 +353,16 @@ def processes(args: argparse.Namespace) -> int:
     return 0 if args.device == "cpu" else int(args.threads)
 
 
-def trainer_after(path: Path, args: argparse.Namespace) -> Trainer:
-    """A trainer about to speak, with the weights that phase one left in `path`."""
+def after_phase_one(run: Path, name: str) -> Path:
+    """Where phase one left its weights, "denoised" or "seen"."""
+    path = run / f"{name}.pt"
     if not path.exists():
         raise SystemExit(f"{path} is not there: train the encoder first (python -m svrt.models.pocket.train encoder)")
+    return path
+
+
+def trainer_after(path: Path, args: argparse.Namespace) -> Trainer:
+    """A trainer about to speak, with the weights that phase one left in `path`."""
     torch.manual_seed(args.seed)
     trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed, device=args.device)
     state = torch.load(path, weights_only=True, map_location=args.device)
