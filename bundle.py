@@ -23,7 +23,7 @@ from .errors import BundleError, OutputError, SvrtError
 from .records import from_json
 
 MANIFEST = "bundle.json"
-SCHEMA = 2
+SCHEMA = 3
 VGG16, ENCODER, DECODER = "vgg16.onnx", "encoder.onnx", "decoder.gguf"
 # The least cosine with float32 arithmetic that a graph's precision may cost, at export and on the machine at hand.
 GRAPH_COSINE = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.999, "int8": 0.99}
@@ -122,7 +122,6 @@ class SamplerSpec:
     wavelet: str
     level: int
     size: int
-    seed: int
     channels: Literal["rgb", "bgr"]
     scale: float
     mean: list[float]
@@ -134,7 +133,6 @@ class SamplerSpec:
         )
         _require(0 <= self.level <= 6, "level must be from 0 to 6")
         _require(32 <= self.size <= 1024, "size must be from 32 to 1024 pixels")
-        _require(0 <= self.seed < 2**31, "seed must be from 0 to 2147483647")
         _require(_is_wavelet(self.wavelet), f"wavelet {self.wavelet!r} is not known to PyWavelets")
         _check_normalisation(self.scale, self.mean, self.std)
 

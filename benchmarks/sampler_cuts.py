@@ -140,7 +140,7 @@ def _read(clip: Path, bundle: Bundle) -> Candidates:
 
 def _choose(features: np.ndarray, spec: SamplerSpec) -> list[int]:
     """Every frame of a clip too short to choose from."""
-    return select(features, spec.keyframes, spec.seed) if len(features) > spec.keyframes else list(range(len(features)))
+    return select(features, spec.keyframes) if len(features) > spec.keyframes else list(range(len(features)))
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

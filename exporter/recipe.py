@@ -54,7 +54,6 @@ class SamplerRecipe:
     wavelet: str = "haar"
     level: int = 2
     size: int = 224
-    seed: int = 0
     channels: Literal["rgb", "bgr"] = "rgb"
     scale: float = 255.0
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))

@@ -191,8 +191,7 @@ class Pipeline:
         with ThreadPoolExecutor(max_workers=1) as pool:  # the graphs one after the other: loading one needs it thrice
             decoder = pool.submit(self._load_decoder, max_tokens)
             store = engine_store(bundle, engine_cache, say, decoder.exception)
-            # Keyframes are a choice: from features rounded to bfloat16 most clips get others.
-            vgg16 = self._load(VGG16, backend, store, exact=True)
+            vgg16 = self._load(VGG16, backend, store)
             encoder = self._load(ENCODER, backend, store)
             self.decoder = decoder.result()
         self._stop = threading.Event()  # set while a clip that is read ahead is given up
@@ -208,8 +207,8 @@ class Pipeline:
         spec = manifest.encoder
         self._norm = Normalisation("rgb", spec.scale, spec.mean, spec.std)
 
-    def _load(self, name: str, backend: str, store: EngineStore | None, exact: bool = False) -> Engine:
-        return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision, store, exact=exact)
+    def _load(self, name: str, backend: str, store: EngineStore | None) -> Engine:
+        return load(self.bundle.file(name), backend, self.bundle.manifest.files[name].precision, store)
 
     def _ran(self, engine: Engine, name: str) -> str:
         """Backend and device, and the precision where it is not the file's."""

@@ -1,8 +1,11 @@
 """Choosing keyframes: Haar motion, VGG-16 features, K-means, LDA (SV3.3B, arXiv 2507.17844, section on sampling).
 
 The paper fixes the parts; these decisions are ours, as it does not say: each path is L2-normalised before the two are
-joined; k-means++ with a fixed seed, best of `ATTEMPTS`; PCA, then LDA with shrinkage; the member nearest its cluster's
-mean in LDA space; keyframes in time order; a clip with fewer frames than keyframes repeats them evenly.
+joined; K-means starts from Ward's clusters; PCA, then LDA with shrinkage; the member nearest its cluster's mean in LDA
+space; keyframes in time order; a clip with fewer frames than keyframes repeats them evenly.
+
+Nothing is drawn at random: of random starts, as of k-means++, another one wins where features move in their third
+digit, and most keyframes with it; so a processor that rounds would see other frames than one that does not.
 """
 
 from __future__ import annotations
@@ -18,8 +21,7 @@ from ..kernels.preprocess import Normalisation, fit_square, normalise, resize
 from .engines import Engine
 from .video import Frame
 
-ATTEMPTS = 10  # runs of k-means++, of which the most compact wins
-ITERATIONS = 100
+ITERATIONS = 100  # of K-means, at most
 PCA_DIMS = 32  # at most; LDA needs fewer dimensions than frames
 SHRINKAGE = 0.1  # of the within-class scatter towards its mean variance: clusters of 1 to 4 frames say little
 VGG_BATCH = 8  # frames per inference, at most: bounds memory, costs no speed
@@ -80,7 +82,7 @@ class Sampler:
         count = self.spec.keyframes
         if len(candidates) <= count:
             return repeat_evenly(len(candidates), count)
-        return select(self.features(candidates), count, self.spec.seed)
+        return select(self.features(candidates), count)
 
     def features(self, candidates: Candidates) -> np.ndarray:
         """Fused features, float32 [N, 1024]: appearance and motion through VGG-16, each row of each L2-normalised."""
@@ -135,9 +137,9 @@ def repeat_evenly(frames: int, count: int) -> list[int]:
     return [index * frames // count for index in range(count)]
 
 
-def select(features: np.ndarray, count: int, seed: int) -> list[int]:
+def select(features: np.ndarray, count: int) -> list[int]:
     """Positions of `count` keyframes among features float32 [N, D], N > count, in rising order without repeats."""
-    labels = kmeans(features, count, seed)
+    labels = kmeans(features, count)
     space = lda(pca(features, min(PCA_DIMS, len(features) - 1)), labels, count - 1)
     chosen = set()
     for label in np.unique(labels):
@@ -151,13 +153,33 @@ def select(features: np.ndarray, count: int, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def kmeans(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Cluster labels int [N] of features float32 [N, D]: k-means++ from `seed`, the most compact of `ATTEMPTS` runs."""
-    cv2.setRNGSeed(seed)
+def kmeans(features: np.ndarray, count: int) -> np.ndarray:
+    """Cluster labels int [N] of features float32 [N, D], N >= count: K-means from the clusters of `ward`."""
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, ITERATIONS, 0.0)
     samples = np.ascontiguousarray(features, dtype=np.float32)
-    _, labels, _ = cv2.kmeans(samples, count, None, criteria, ATTEMPTS, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    start = ward(samples, count).astype(np.int32)
+    _, labels, _ = cv2.kmeans(samples, count, start, criteria, 1, cv2.KMEANS_USE_INITIAL_LABELS)
     return np.asarray(labels).ravel()
+
+
+def ward(features: np.ndarray, count: int) -> np.ndarray:
+    """Cluster labels int [N] of features [N, D], N >= count: the two clusters are joined, again and again, that add
+    least to the squares within, until `count` are left (Ward 1963; costs updated after Lance and Williams 1967).
+    """
+    rows = features.astype(np.float64)
+    norms = (rows**2).sum(axis=1)
+    cost = np.maximum(norms[:, None] + norms - 2 * rows @ rows.T, 0) / 2
+    np.fill_diagonal(cost, np.inf)
+    sizes, labels = np.ones(len(rows)), np.arange(len(rows))
+    for _ in range(len(rows) - count):
+        kept, gone = divmod(int(cost.argmin()), len(rows))
+        least = cost[kept, gone]
+        joined = (sizes + sizes[kept]) * cost[kept] + (sizes + sizes[gone]) * cost[gone] - sizes * least
+        cost[kept] = cost[:, kept] = joined / (sizes + sizes[kept] + sizes[gone])
+        cost[gone] = cost[:, gone] = cost[kept, kept] = np.inf
+        sizes[kept] += sizes[gone]
+        labels[labels == gone] = kept
+    return np.asarray(np.unique(labels, return_inverse=True)[1])
 
 
 def pca(features: np.ndarray, dims: int) -> np.ndarray:

@@ -172,7 +172,7 @@ def tiny_bundle(folder):
         schema=SCHEMA,
         name="court",
         svrt="0.1.0",
-        sampler=SamplerSpec(16, 64, "haar", 2, 96, 7, "bgr", **norm),
+        sampler=SamplerSpec(16, 64, "haar", 2, 96, "bgr", **norm),
         encoder=EncoderSpec(16, 64, "crop", 72, [8, 4, 4], **norm),
         decoder=DecoderSpec("a", "b", 96, 64),
         files=records,

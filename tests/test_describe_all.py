@@ -250,7 +250,7 @@ def test_backends_are_tried_alone_and_with_the_samplers_batch(bundle, monkeypatc
         loaded.append(1)
         return made
 
-    def told(path, backend, precision, store, *, exact):
+    def told(path, backend, precision, store):
         store.quiet()
         seen.append((len(loaded), store.cpu_batch))
         return load(path, "onnxruntime", precision)

@@ -4,16 +4,22 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_graphs import SMALL, write_encoder, write_vgg16
-from svrt.bundle import GRAPH_COSINE
+from svrt.bundle import GRAPH_COSINE, VGG16
 from svrt.errors import EngineError
 from svrt.runtime.engines import EngineStore, load
 from svrt.runtime.engines.trial import least_cosine
+from svrt.runtime.sampler import Candidates, Sampler
+from svrt.runtime.video import read_candidates
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="OpenVINO is not installed")
+
+
+SAMPLES = Path(__file__).resolve().parents[1] / "models" / "pocket" / "sample"
 
 
 def images(count, size=32, seed=0):
@@ -101,6 +107,41 @@ def test_a_graph_that_cannot_be_loaded_is_refused_in_a_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(EngineError, match=r"none.onnx: OpenVINO cannot load it: .*none.onnx"):
         load(tmp_path / "none.onnx", "openvino")
+
+
+def test_the_first_convolution_is_float32_and_maps_of_motion_lie_as_far_apart_as_they_do_in_it(pocket, monkeypatch):
+    """It is by these distances that keyframes are chosen."""
+    from svrt.runtime.engines import openvino
+
+    manifest, path = pocket.manifest, pocket.file(VGG16)
+    seen, _ = read_candidates(SAMPLES / "make.mp4", 24, lambda: Candidates(manifest.sampler, manifest.encoder))
+    maps = [np.repeat(motion[..., None], 3, axis=2) for motion in seen.motion[1:]]
+    split, errors = openvino._split, []
+    expected = steps(Sampler(manifest.sampler, load(path, "onnxruntime")).embed(maps))
+    for way in (split, lambda graph: None):
+        monkeypatch.setattr(openvino, "_split", way)
+        engine = openvino.OpenVinoEngine(path, "openvino", "fp32", "bf16")
+        assert engine.inputs == {"images": (None, 3, manifest.sampler.size, manifest.sampler.size)}
+        errors.append(np.abs(steps(Sampler(manifest.sampler, engine).embed(maps)) / expected - 1).mean())
+    assert errors[0] < 5e-3
+    if engine.precision == "bf16":  # where the processor has none all is float32
+        assert 0 < errors[0] < errors[1] / 1.5, errors
+
+
+def steps(features):
+    """How far each is from the one before, once all have the same length."""
+    return np.linalg.norm(np.diff(features / np.linalg.norm(features, axis=1, keepdims=True), axis=0), axis=1)
+
+
+def test_a_graph_that_begins_otherwise_stays_in_one_piece(graphs):
+    import openvino as ov
+    from svrt.runtime.engines import openvino
+
+    assert openvino._split(ov.Core().read_model(str(graphs["encoder", "fp32"]))) is None
+    first, rest = openvino._split(ov.Core().read_model(str(graphs["vgg16", "fp16"])))
+    kinds = [[op.get_type_name() for op in part.get_ordered_ops()] for part in (first, rest)]
+    assert [part.count("Convolution") for part in kinds] == [1, 12]
+    assert [part.count("Relu") for part in kinds] == [1, 12]
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Bundle:
         schema=SCHEMA,
         name="small",
         svrt="0",
-        sampler=SamplerSpec(16, 64, "haar", 2, 64, 0, "rgb", **norm),
+        sampler=SamplerSpec(16, 64, "haar", 2, 64, "rgb", **norm),
         encoder=EncoderSpec(16, 96, "crop", 109, [8, 3, 3], **norm),
         decoder=DecoderSpec(PREFIX, SUFFIX, 40, 576),
         files={

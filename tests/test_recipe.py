@@ -54,7 +54,6 @@ def test_the_built_in_recipe_is_read_by_name():
         ("[sampler]", "[sampler]\nsize = 31", "size must be from 32"),
         ("[sampler]", "[sampler]\nwavelet = 'foo'", "wavelet 'foo'"),
         ("[sampler]", "[sampler]\nlevel = -1", "level"),
-        ("[sampler]", "[sampler]\nseed = 99999999999", "seed"),
         ("[sampler]", "[sampler]\nscale = nan", "finite"),
         ("[encoder]", "[encoder]\nresize = -5", "resize"),
         ("[encoder]", "[encoder]\ntoken_grid = []", "token_grid"),

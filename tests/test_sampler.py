@@ -1,22 +1,25 @@
 """Keyframe choice, against scikit-learn."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import moving_ball
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
+from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
 from small_graphs import write_one_block
-from svrt.bundle import EncoderSpec, SamplerSpec
+from svrt.bundle import VGG16, EncoderSpec, SamplerSpec
 from svrt.kernels.preprocess import Normalisation, normalise
 from svrt.runtime import sampler
 from svrt.runtime.engines import load
-from svrt.runtime.video import Frame
+from svrt.runtime.video import Frame, read_candidates
+
+SAMPLES = Path(__file__).resolve().parents[1] / "models" / "pocket" / "sample"
 
 
 def blobs(count, clusters, dims=1024, spread=0.05, seed=0):
@@ -34,7 +37,7 @@ def inertia(features, labels):
 @pytest.mark.parametrize("seed", range(5))
 def test_kmeans_finds_the_partition_that_scikit_learn_finds(seed):
     features, _ = blobs(64, 16, seed=seed)
-    ours = sampler.kmeans(features, 16, seed)
+    ours = sampler.kmeans(features, 16)
     theirs = KMeans(16, n_init=10, random_state=seed).fit_predict(features)
     assert adjusted_rand_score(ours, theirs) == 1.0
 
@@ -42,9 +45,23 @@ def test_kmeans_finds_the_partition_that_scikit_learn_finds(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_kmeans_is_as_compact_as_scikit_learns_where_no_clusters_exist(seed):
     features = np.random.default_rng(seed).standard_normal((64, 40)).astype(np.float32)
-    ours = inertia(features, sampler.kmeans(features, 16, seed))
+    ours = inertia(features, sampler.kmeans(features, 16))
     theirs = KMeans(16, n_init=10, random_state=seed).fit(features).inertia_
-    assert ours <= theirs * 1.03  # both are the best of ten random starts
+    assert ours <= theirs  # the best of ten random starts
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_start_is_scikit_learns_ward_and_no_more_compact_than_what_comes_of_it(seed):
+    features = np.random.default_rng(seed).standard_normal((64, 40)).astype(np.float32)
+    ours = sampler.ward(features, 16)
+    theirs = AgglomerativeClustering(16, linkage="ward").fit_predict(features)
+    assert adjusted_rand_score(ours, theirs) == 1.0
+    assert set(ours.tolist()) == set(range(16))
+    labels = sampler.kmeans(features, 16)
+    assert inertia(features, labels) <= inertia(features, ours)
+    centres = np.stack([features[labels == label].mean(axis=0) for label in range(16)])
+    nearest = np.linalg.norm(features[:, None] - centres, axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(nearest, labels)
 
 
 @pytest.mark.parametrize("shrinkage", [0.05, 0.1, 0.7])
@@ -67,7 +84,7 @@ def test_pca_is_scikit_learns():
 
 def test_each_cluster_gives_one_keyframe():
     features, labels = blobs(64, 16, seed=3)
-    chosen = sampler.select(features, 16, seed=0)
+    chosen = sampler.select(features, 16)
     assert sorted(labels[chosen]) == list(range(16))
 
 
@@ -76,11 +93,11 @@ def test_each_cluster_gives_one_keyframe():
 def test_keyframes_are_distinct_and_in_time_order_even_for_a_still_picture(frames, kinds, seed):
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((kinds, 64)).astype(np.float32)[rng.integers(0, kinds, frames)]
-    chosen = sampler.select(features, 16, seed=0)
+    chosen = sampler.select(features, 16)
     assert len(set(chosen)) == 16
     assert chosen == sorted(chosen)
     assert chosen[0] >= 0 and chosen[-1] < frames
-    assert chosen == sampler.select(features.copy(), 16, seed=0)
+    assert chosen == sampler.select(features.copy(), 16)
 
 
 @given(frames=st.integers(1, 16))
@@ -92,7 +109,7 @@ def test_short_clips_repeat_their_frames_evenly(frames):
 
 
 NORM = {"scale": 1.0, "mean": [104.0, 117.0, 124.0], "std": [1.0, 1.0, 1.0]}
-SPEC = SamplerSpec(16, 64, "haar", 2, 32, 0, "bgr", **NORM)
+SPEC = SamplerSpec(16, 64, "haar", 2, 32, "bgr", **NORM)
 VIEWS = EncoderSpec(16, 32, "stretch", 32, [8, 2, 2], **NORM)
 
 
@@ -148,7 +165,7 @@ def test_equal_pictures_are_seen_once_and_the_choice_is_that_of_seeing_each(bloc
     chooser = sampler.Sampler(SPEC, eye)
     features, expected = chooser.features(candidates), plain_features(candidates, block)
     np.testing.assert_array_equal(features, expected)
-    assert chooser.pick(candidates) == sampler.select(expected, SPEC.keyframes, SPEC.seed)
+    assert chooser.pick(candidates) == sampler.select(expected, SPEC.keyframes)
     shown = [image for batch in eye.shown for image in batch]
     pictures = {image.tobytes() for image in candidates.appearance}
     maps = {image.tobytes() for image in candidates.motion}
@@ -189,3 +206,17 @@ def test_a_gpu_is_given_full_batches(block):
     noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     sampler.Sampler(SPEC, eye).embed(list(noise))
     assert [len(batch) for batch in eye.shown] == [8, 8, 4]
+
+
+def test_features_that_move_in_their_third_digit_keep_the_keyframes(pocket):
+    """As they do from one processor to another. Of random starts 93 % are kept here."""
+    manifest, kept = pocket.manifest, []
+    chooser = sampler.Sampler(manifest.sampler, load(pocket.file(VGG16)))
+    for clip in (SAMPLES / "make.mp4", SAMPLES / "miss.mp4"):
+        seen, _ = read_candidates(clip, 64, lambda: sampler.Candidates(manifest.sampler, manifest.encoder))
+        features = chooser.features(seen)
+        chosen = set(sampler.select(features, 16))
+        for seed in range(10):
+            noise = np.random.default_rng(seed).standard_normal(features.shape, np.float32)
+            kept.append(len(chosen & set(sampler.select(features * (1 + 3e-3 * noise), 16))) / 16)
+    assert np.mean(kept) >= 0.96

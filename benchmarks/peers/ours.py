@@ -49,16 +49,16 @@ def load(task: Task) -> Contestant:
     return kinds[task.stage](task)
 
 
-def _engine(bundle: Bundle, name: str, exact: bool = False) -> Engine:
+def _engine(bundle: Bundle, name: str) -> Engine:
     """As `Pipeline` loads it."""
     store = engine_store(bundle, engine_folder())
-    return load_engine(bundle.file(name), AUTO, bundle.manifest.files[name].precision, store, exact=exact)
+    return load_engine(bundle.file(name), AUTO, bundle.manifest.files[name].precision, store)
 
 
 class _Vgg16:
     def __init__(self, task: Task) -> None:
         bundle = load_bundle(task)
-        self._engine = _engine(bundle, VGG16, exact=True)
+        self._engine = _engine(bundle, VGG16)
         self.precision = f"{self._engine.name} {self._engine.precision}"
         self._batch = suited_batch(self._engine, bundle.manifest.sampler.size)
         self.note = f"{self._batch} at a time"
@@ -109,7 +109,7 @@ class _Sampler:
     def __init__(self, task: Task) -> None:
         self._bundle = load_bundle(task)
         self._spec = self._bundle.manifest.sampler
-        engine = _engine(self._bundle, VGG16, exact=True)
+        engine = _engine(self._bundle, VGG16)
         self._sampler, self.precision = Sampler(self._spec, engine), f"{engine.name} {engine.precision}"
         self._frames = read_candidates(task.clip, self._spec.candidates, _Frames)[0].frames
         self._features = inputs(task.prepared)["features"]
@@ -122,7 +122,7 @@ class _Sampler:
         reduced = time.perf_counter()
         self._sampler.features(candidates)
         embedded = time.perf_counter()
-        picks = select(self._features, self._spec.keyframes, self._spec.seed)
+        picks = select(self._features, self._spec.keyframes)
         ended = time.perf_counter()
         self._keyframes = [candidates.indices[pick] for pick in picks]
         return {REST: (reduced - started + ended - embedded) * 1e3, VGG_ALONE: (embedded - reduced) * 1e3}

@@ -14,7 +14,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from ...bundle import EncoderSpec, SamplerSpec
 from ...kernels.preprocess import fit_square, resize
-from ...runtime.sampler import ATTEMPTS, ITERATIONS, PCA_DIMS, SHRINKAGE
+from ...runtime.sampler import ITERATIONS, PCA_DIMS, SHRINKAGE
+
+STARTS = 10  # of k-means++, of which scikit-learn takes the most compact
 
 
 @dataclass
@@ -73,9 +75,9 @@ def fuse(appearance: np.ndarray, motion: np.ndarray) -> np.ndarray:
     return np.concatenate(rows, axis=1)
 
 
-def choose(features: np.ndarray, count: int, seed: int) -> list[int]:
+def choose(features: np.ndarray, count: int) -> list[int]:
     """Positions of `count` keyframes among features [N, D], N > count, in rising order."""
-    clusters = KMeans(count, n_init=ATTEMPTS, max_iter=ITERATIONS, random_state=seed)
+    clusters = KMeans(count, n_init=STARTS, max_iter=ITERATIONS, random_state=0)
     labels = clusters.fit_predict(features.astype(np.float32))
     scores = PCA(min(PCA_DIMS, len(features) - 1)).fit_transform(features.astype(np.float64))
     axes = LinearDiscriminantAnalysis(solver="eigen", shrinkage=SHRINKAGE).fit(scores, labels)

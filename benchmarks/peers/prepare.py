@@ -63,7 +63,7 @@ def write_inputs(task: Task) -> None:
         raise ClipError(f"{task.clip}: {len(candidates)} frames; a sampler needs more than {sampler.keyframes} here")
     with Pipeline(bundle, engine_cache=engine_folder()) as pipeline:
         features = pipeline.sampler.features(candidates)
-        picks = select(features, sampler.keyframes, sampler.seed)
+        picks = select(features, sampler.keyframes)
         views = np.stack([candidates.views[pick] for pick in picks])
         tokens = pipeline.encode(views)
         prefix, suffix = pipeline.decoder.prompt

@@ -127,7 +127,7 @@ class _Sampler(_Torch):
         spec = self._manifest.sampler
         started = time.perf_counter()
         self._plain.reduce_frames(self._frames, spec, self._manifest.encoder)
-        picks = self._plain.choose(self._features, spec.keyframes, spec.seed)
+        picks = self._plain.choose(self._features, spec.keyframes)
         found = {REST: (time.perf_counter() - started) * 1e3}
         self._keyframes = [self._indices[pick] for pick in picks]
         return found
@@ -224,7 +224,7 @@ class _Describe(_Torch):
         pictures = np.stack(reduced.appearance)
         maps = np.repeat(np.stack(reduced.motion)[..., None], 3, axis=3)
         seen = [self._see(self._plain.normalised(images, spec)) for images in (pictures, maps)]
-        return self._plain.choose(self._plain.fuse(*seen), spec.keyframes, spec.seed)
+        return self._plain.choose(self._plain.fuse(*seen), spec.keyframes)
 
     def outputs(self) -> Outputs:
         return Outputs(keyframes=self._keyframes, token_ids=self._ids)

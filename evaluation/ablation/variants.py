@@ -38,15 +38,15 @@ def variants(spec: SamplerSpec) -> list[Variant]:
     """Every variant of a bundle's sampler, the sampler itself first."""
 
     def fused(level: int) -> Choose:
-        return lambda seen, count: select(np.hstack([seen.appearance, seen.motion[level]]), count, spec.seed)
+        return lambda seen, count: select(np.hstack([seen.appearance, seen.motion[level]]), count)
 
     ways: dict[str, Choose] = {
         PAPER_SAMPLER: fused(spec.level),
         UNIFORM: lambda seen, count: uniform(len(seen), count),
-        "colour histogram": lambda seen, count: nearest_to_centres(seen.colours, count, spec.seed),
+        "colour histogram": lambda seen, count: nearest_to_centres(seen.colours, count),
         "motion energy": lambda seen, count: energy_peaks(seen.energy, count),
-        "appearance only": lambda seen, count: select(seen.appearance, count, spec.seed),
-        "motion only": lambda seen, count: select(seen.motion[spec.level], count, spec.seed),
+        "appearance only": lambda seen, count: select(seen.appearance, count),
+        "motion only": lambda seen, count: select(seen.motion[spec.level], count),
         **{at_level(spec, level): fused(level) for level in LEVELS},
     }
     found = [Variant(name, spec.keyframes, choose) for name, choose in ways.items()]
@@ -71,9 +71,9 @@ def uniform(frames: int, count: int) -> list[int]:
     return [(2 * index + 1) * frames // (2 * count) for index in range(count)]
 
 
-def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> list[int]:
+def nearest_to_centres(features: np.ndarray, count: int) -> list[int]:
     """`select` without PCA and LDA: K-means on float32 [N, D], N > count, and the member nearest each centre."""
-    labels, chosen = kmeans(features, count, seed), set[int]()
+    labels, chosen = kmeans(features, count), set[int]()
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         distance = np.linalg.norm(features[members] - features[members].mean(axis=0), axis=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...bundle import EncoderSpec, SamplerSpec
 from ...runtime import engines
+from ...runtime import sampler as sampling
 from ...runtime.sampler import Candidates, Sampler
 from ...runtime.video import Frame, read_candidates
 from .. import vgg16
@@ -28,7 +29,6 @@ SAMPLER = SamplerSpec(
     wavelet="haar",
     level=2,
     size=VGG_SIZE,
-    seed=0,
     channels="bgr",
     scale=1.0,
     mean=VGG_MEAN,
@@ -66,8 +66,9 @@ def pick(sampler: Sampler, clip: StoredClip, source: Path | None) -> tuple[int, 
 
 
 def with_picks(clips: Sequence[StoredClip], vgg: Path, cache: Path, footage: Path | None = None) -> list[StoredClip]:
-    """The clips with their keyframes, picked once and kept in `picks.json` in the cache."""
-    path = cache / "picks.json"
+    """The clips with their keyframes, picked once and kept in the cache until the sampler picks otherwise."""
+    how = hashlib.sha256(repr(SAMPLER).encode() + Path(sampling.__file__).read_bytes()).hexdigest()
+    path = cache / f"picks-{how[:8]}.json"
     known: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     missing = [clip for clip in clips if _key(clip) not in known]
     if missing:

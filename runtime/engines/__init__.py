@@ -78,19 +78,11 @@ def check_backend(backend: str) -> None:
         raise EngineError(f"backend {backend!r} is not known; one of {', '.join([AUTO, *BACKENDS])}")
 
 
-def load(
-    path: Path,
-    backend: str = AUTO,
-    precision: str = "fp32",
-    store: EngineStore | None = None,
-    *,
-    exact: bool = False,
-) -> Engine:
+def load(path: Path, backend: str = AUTO, precision: str = "fp32", store: EngineStore | None = None) -> Engine:
     """Load the graph at `path`, stored in `precision`, with the named backend, or with the best there is.
 
     TensorRT's backends pass an inference before they are taken, and need a `store`: building an engine takes minutes on
     a small board. So does choosing among a processor's backends. Without one `auto` is ONNX Runtime.
-    With `exact`, `auto` takes none that rounds to bfloat16 on a processor.
 
     Raises `EngineError` where the backend is unknown, not installed, or cannot run the graph here.
     """
@@ -109,7 +101,7 @@ def load(
             store.say(f"{exc}; another backend is used")
     from .trial import fastest
 
-    return fastest(path, precision, store, exact)
+    return fastest(path, precision, store)
 
 
 def load_one(path: Path, backend: str, precision: str, store: EngineStore | None) -> Engine:

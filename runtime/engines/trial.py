@@ -27,7 +27,7 @@ from ..processors import usable_processors
 from . import ANYWHERE, CPU_BACKENDS, Engine, EngineStore, UnsuitedError, load_one
 from .files import digest_of, locked, write_whole
 
-RECIPE = 2  # of the trial: raised when it judges differently, so that what was remembered is not used
+RECIPE = 3  # of the trial: raised when it judges differently, so that what was remembered is not used
 RUNS = 5  # timed, after one that is not; the shortest counts, as whatever else runs can only lengthen one
 PATIENCE_S = 3.0  # seconds of timed runs of a backend: none begins later
 WORTH = 0.9  # of ONNX Runtime's time, at most, for another to be taken: a second library takes memory of its own
@@ -66,14 +66,13 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def fastest(path: Path, precision: str, store: EngineStore, exact: bool = False) -> Engine:
-    """The engine of the graph at `path`, stored in `precision`, by the fastest backend of this processor; `exact`
-    leaves out those that compute in less than float32.
+def fastest(path: Path, precision: str, store: EngineStore) -> Engine:
+    """The engine of the graph at `path`, stored in `precision`, by the fastest backend of this processor.
 
     The first use of a graph tries each backend that is installed; `store.say` is told what was taken. Raises
     `EngineError` where none can run it.
     """
-    versions = {name: number for name, number in installed().items() if not (exact and name in ROUNDING)}
+    versions = installed()
     if len(versions) <= 1:
         return load_one(path, next(iter(versions), ANYWHERE), precision, store)
     trial = _Trial(path, precision, store, versions)
