@@ -51,14 +51,15 @@ def fit_square(frame: np.ndarray, size: int, fit: Fit = "crop", resize_to: int |
 
 
 def normalise(frames: np.ndarray, norm: Normalisation) -> np.ndarray:
-    """BGR frames [N, H, W, 3], uint8 or float32 0 to 255, as a C-contiguous float32 tensor [N, 3, H, W].
+    """BGR frames [N, H, W, 3], or grey ones [N, H, W], uint8 or float32 0 to 255, as a C-contiguous float32 tensor
+    [N, 3, H, W], grey ones thrice.
 
     Written one channel at a time: a channel is read once and lands where the network reads it.
     """
-    count, height, width, _ = frames.shape
+    count, height, width = frames.shape[:3]
     tensor = np.empty((count, 3, height, width), dtype=np.float32)
     for channel in range(3):
-        source = frames[..., 2 - channel if norm.channels == "rgb" else channel]
+        source = frames if frames.ndim == 3 else frames[..., 2 - channel if norm.channels == "rgb" else channel]
         gain = 1.0 / (norm.scale * norm.std[channel])
         np.multiply(source, np.float32(gain), out=tensor[:, channel], casting="unsafe")
         tensor[:, channel] -= np.float32(norm.mean[channel] / norm.std[channel])

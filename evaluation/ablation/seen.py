@@ -59,7 +59,7 @@ def look(sampler: Sampler, clip: Reduced) -> Seen:
     half = fused.shape[1] // 2
     motion = {spec.level: fused[:, half:]}
     for level, maps in clip.motion.items():
-        rows = sampler.embed([np.repeat(m[..., None], 3, axis=2) for m in maps])
+        rows = sampler.embed(list(maps))
         motion[level] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     energy = np.array([float(np.square(m, dtype=np.float64).mean()) for m in candidates.motion])
     return Seen(fused[:, :half], motion, energy, colour_histograms(candidates.thumbnails))

@@ -98,7 +98,8 @@ class OpenVinoEngine:
 def _split(graph: ov.Model) -> tuple[ov.Model, ov.Model] | None:
     """A graph that begins with a convolution, in two: that with its activation, and the rest; None for others.
 
-    What goes from one to the other is float32. `graph` itself is taken apart.
+    What goes from one to the other is float32 [N, H, W, C], as OpenVINO has it inside; in the graph's own order it
+    would be turned twice. `graph` itself is taken apart.
     """
     source, cut = graph.inputs[0].get_node(), graph.inputs[0]
     convolution, node = None, _reader(cut)
@@ -108,13 +109,15 @@ def _split(graph: ov.Model) -> tuple[ov.Model, ov.Model] | None:
                 break
             convolution = node
         cut, node = node.output(0), _reader(node.output(0))
-    if convolution is None or len(graph.inputs) > 1:
+    if convolution is None or len(graph.inputs) > 1 or len(cut.get_partial_shape()) != 4:
         return None
     stored, readers = cut.get_element_type(), cut.get_target_inputs()
-    first = opset.result(opset.convert(cut, "f32"))
-    between = opset.parameter(cut.get_partial_shape(), ov.Type.f32)
+    first = opset.result(opset.transpose(opset.convert(cut, "f32"), np.array([0, 2, 3, 1])))
+    shape = cut.get_partial_shape()
+    between = opset.parameter(ov.PartialShape([shape[side] for side in (0, 2, 3, 1)]), ov.Type.f32)
+    turned = opset.convert(opset.transpose(between, np.array([0, 3, 1, 2])), stored.to_string())
     for reader in readers:
-        reader.replace_source_output(opset.convert(between, stored.to_string()).output(0))
+        reader.replace_source_output(turned.output(0))
     return ov.Model([first], [source], "first"), ov.Model(graph.get_results(), [between], "rest")
 
 
