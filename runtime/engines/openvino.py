@@ -73,8 +73,8 @@ class OpenVinoEngine:
         self._check(inputs)
         given: Any = inputs
         try:
-            if self._first is not None:  # shared: the next one reads where this one wrote
-                given = self._first.infer(inputs, share_inputs=True, share_outputs=True).to_tuple()
+            if self._first is not None:
+                given = self._first.infer(inputs, share_inputs=True).to_tuple()
             values = self._request.infer(given, share_inputs=True).to_tuple()
         except RuntimeError as exc:
             raise EngineError(f"{self.path}: OpenVINO cannot run it: {_reason(exc)}") from exc
