@@ -7,6 +7,7 @@ costs a file as large as the weights.
 from __future__ import annotations
 
 import mmap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": 1,
         }
         try:
-            core = ov.Core()
+            core = _core()
             graph = core.read_model(str(path))
             # Named now: compiled, an output goes by the names of what was fused into it too.
             self._outputs = [tensor.any_name for tensor in graph.outputs]
@@ -139,9 +140,20 @@ def _reason(exc: RuntimeError) -> str:
     return (said or lines or [type(exc).__name__])[-1]
 
 
+@cache
+def _core() -> ov.Core:
+    """The only one of the process, for as long as it lives.
+
+    OpenVINO's CPU plugin gives its thread a stack for signals as it comes, and the one before as it goes. Of two that
+    go in the order in which they came the second gives back one that is no more: the next signal, Ctrl-C too, would be
+    the end of the process.
+    """
+    return ov.Core()
+
+
 def fast_type() -> str:
     """What `openvino` asks for: "bf16" where the processor multiplies it, else "f32"."""
-    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def load(path: Path, backend: str, precision: str, store: EngineStore | None) -> OpenVinoEngine:
