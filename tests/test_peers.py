@@ -54,7 +54,7 @@ def system(tmp_path_factory) -> Path:
     """Checkpoints of a small system, of a seed by which no two tokens are nearly as likely: with another, which of them
     is said depends on the processor."""
     folder = tmp_path_factory.mktemp("system")
-    write_system(folder, seed=3)
+    write_system(folder, seed=4)
     return folder
 
 
@@ -151,10 +151,9 @@ def test_a_text_that_ends_in_the_middle_of_a_character_ends_before_it(ring, monk
 
 
 def test_transformers_says_what_we_say(ring):
-    """To begin with: of random weights two tokens are soon nearly as likely, and a small difference takes the other."""
     duel = ring.duel(TORCH, DECODE, 1)
     ours, theirs = duel.agreement.texts
-    assert len(theirs) > 5 and ours[:5] == theirs[:5], (ours, theirs)
+    assert theirs and duel.agreement.same_text, (ours, theirs)
     assert set(duel.theirs.samples) == {"prefill", "step"}
 
 
