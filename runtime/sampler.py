@@ -147,14 +147,18 @@ def repeat_evenly(frames: int, count: int) -> list[int]:
 def select(features: np.ndarray, count: int) -> list[int]:
     """Positions of `count` keyframes among features float32 [N, D], N > count, in rising order without repeats."""
     labels = kmeans(features, count)
-    space = lda(pca(features, min(PCA_DIMS, len(features) - 1)), labels, count - 1)
+    return nearest_members(lda(pca(features, min(PCA_DIMS, len(features) - 1)), labels, count - 1), labels, count)
+
+
+def nearest_members(space: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
+    """Positions, in rising order, of the member nearest each cluster's mean among [N, D], filled up to `count` <= N."""
     chosen = set()
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         distance = np.linalg.norm(space[members] - space[members].mean(axis=0), axis=1)
         chosen.add(int(members[np.argmin(distance.round(6))]))  # rounded: the earlier of two equal frames
     # Identical frames (a still picture) leave clusters empty: fill up evenly from what was not chosen.
-    rest = [index for index in range(len(features)) if index not in chosen]
+    rest = [index for index in range(len(space)) if index not in chosen]
     missing = count - len(chosen)
     chosen.update(rest[index * len(rest) // missing] for index in range(missing))
     return sorted(chosen)

@@ -12,6 +12,7 @@ from svrt.bundle import Bundle
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
 
+SAMPLES = Path(__file__).resolve().parents[1] / "models" / "pocket" / "sample"
 MATRICES = {  # tkhd display matrices (ISO/IEC 14496-12), clockwise degrees: a, b, c, d as 16.16 fixed point
     0: (1, 0, 0, 1),
     90: (0, 1, -1, 0),

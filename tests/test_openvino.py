@@ -4,10 +4,10 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SAMPLES
 from small_graphs import SMALL, write_encoder, write_vgg16
 from svrt.bundle import GRAPH_COSINE, VGG16
 from svrt.errors import EngineError
@@ -17,9 +17,6 @@ from svrt.runtime.sampler import Candidates, Sampler
 from svrt.runtime.video import read_candidates
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="OpenVINO is not installed")
-
-
-SAMPLES = Path(__file__).resolve().parents[1] / "models" / "pocket" / "sample"
 
 
 def images(count, size=32, seed=0):

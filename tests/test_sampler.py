@@ -1,11 +1,10 @@
 """Keyframe choice, against scikit-learn."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import moving_ball
+from conftest import SAMPLES, moving_ball
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import AgglomerativeClustering, KMeans
@@ -18,8 +17,6 @@ from svrt.kernels.preprocess import Normalisation, normalise
 from svrt.runtime import sampler
 from svrt.runtime.engines import load
 from svrt.runtime.video import Frame, read_candidates
-
-SAMPLES = Path(__file__).resolve().parents[1] / "models" / "pocket" / "sample"
 
 
 def blobs(count, clusters, dims=1024, spread=0.05, seed=0):

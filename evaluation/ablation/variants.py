@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...bundle import SamplerSpec
-from ...runtime.sampler import kmeans, repeat_evenly, select
+from ...runtime.sampler import kmeans, nearest_members, repeat_evenly, select
 from .seen import LEVELS, Seen
 
 PAPER_SAMPLER, UNIFORM = "dwt-vgg16-lda", "uniform"
@@ -73,15 +73,7 @@ def uniform(frames: int, count: int) -> list[int]:
 
 def nearest_to_centres(features: np.ndarray, count: int) -> list[int]:
     """`select` without PCA and LDA: K-means on float32 [N, D], N > count, and the member nearest each centre."""
-    labels, chosen = kmeans(features, count), set[int]()
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        distance = np.linalg.norm(features[members] - features[members].mean(axis=0), axis=1)
-        chosen.add(int(members[np.argmin(distance.round(6))]))
-    rest = [index for index in range(len(features)) if index not in chosen]
-    missing = count - len(chosen)
-    chosen.update(rest[index * len(rest) // missing] for index in range(missing))
-    return sorted(chosen)
+    return nearest_members(features, kmeans(features, count), count)
 
 
 def energy_peaks(energy: np.ndarray, count: int) -> list[int]:
