@@ -27,7 +27,7 @@ SHRINKAGE = 0.1  # of the within-class scatter towards its mean variance: cluste
 VGG_BATCH = 8  # frames per inference, at most: bounds memory, costs no speed
 # A processor is given as many as keep VGG-16's widest maps, one read and one written, 64 channels of float32 each, in
 # this many bytes: more frames than its cache holds are not faster, and take 26 MB each at 224 pixels.
-CACHED = 32 << 20
+CACHED = 64 << 20
 PROBE = 8  # pixels between those that tell most images apart
 THUMBNAIL = 320  # pixels, longer side
 
@@ -96,7 +96,8 @@ class Sampler:
         do not depend on those beside it, so nothing is chosen otherwise.
         """
         first, same = distinct(images)
-        batches = [first[start : start + self._batch] for start in range(0, len(first), self._batch)]
+        # Even batches: a small last one would run slower, and an engine prepares each size that it has not seen.
+        batches = np.array_split(first, -(-len(first) // self._batch))
         rows = [self._vgg16({"images": self._tensor([images[at] for at in batch])})["features"] for batch in batches]
         features: np.ndarray = np.concatenate(rows)[same]
         return features

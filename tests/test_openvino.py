@@ -106,17 +106,17 @@ def test_a_graph_that_cannot_be_loaded_is_refused_in_a_line(tmp_path):
         load(tmp_path / "none.onnx", "openvino")
 
 
-def test_the_first_convolution_is_float32_and_maps_of_motion_lie_as_far_apart_as_they_do_in_it(pocket, monkeypatch):
+def test_the_first_convolution_loses_nothing_and_maps_of_motion_lie_as_far_apart_as_in_float32(pocket, monkeypatch):
     """It is by these distances that keyframes are chosen."""
     from svrt.runtime.engines import openvino
 
     manifest, path = pocket.manifest, pocket.file(VGG16)
     seen, _ = read_candidates(SAMPLES / "make.mp4", 24, lambda: Candidates(manifest.sampler, manifest.encoder))
     maps = [np.repeat(motion[..., None], 3, axis=2) for motion in seen.motion[1:]]
-    split, errors = openvino._split, []
+    in_two_parts, errors = openvino._in_two_parts, []
     expected = steps(Sampler(manifest.sampler, load(path, "onnxruntime")).embed(maps))
-    for way in (split, lambda graph: None):
-        monkeypatch.setattr(openvino, "_split", way)
+    for way in (in_two_parts, lambda graph: None):
+        monkeypatch.setattr(openvino, "_in_two_parts", way)
         engine = openvino.OpenVinoEngine(path, "openvino", "fp32", "bf16")
         assert engine.inputs == {"images": (None, 3, manifest.sampler.size, manifest.sampler.size)}
         errors.append(np.abs(steps(Sampler(manifest.sampler, engine).embed(maps)) / expected - 1).mean())
@@ -130,37 +130,54 @@ def steps(features):
     return np.linalg.norm(np.diff(features / np.linalg.norm(features, axis=1, keepdims=True), axis=0), axis=1)
 
 
-def test_a_graph_that_begins_otherwise_stays_in_one_piece(graphs):
+@pytest.mark.parametrize("stored", ["fp32", "fp16"])
+def test_operands_in_two_parts_give_what_one_gives_but_for_rest_times_rest(graphs, stored):
+    """In float32, whatever this processor multiplies: parts that bfloat16 holds, and their sums."""
     import openvino as ov
     from svrt.runtime.engines import openvino
 
-    assert openvino._split(ov.Core().read_model(str(graphs["encoder", "fp32"]))) is None
-    first, rest = openvino._split(ov.Core().read_model(str(graphs["vgg16", "fp16"])))
-    kinds = [[op.get_type_name() for op in part.get_ordered_ops()] for part in (first, rest)]
-    assert [part.count("Convolution") for part in kinds] == [1, 12]
-    assert [part.count("Relu") for part in kinds] == [1, 12]
+    core = ov.Core()
+    graph = core.read_model(str(graphs["vgg16", stored]))
+    pixels = images(3)
+    (expected,) = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([pixels]).to_tuple()
+    operands = openvino._operands(pixels)
+    in_parts = openvino._in_two_parts(graph)
+    (found,) = core.compile_model(in_parts, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([operands]).to_tuple()
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert 0 < error < 1e-4
+    high, rest, again = np.split(operands, 3, axis=1)
+    np.testing.assert_array_equal(high + rest, pixels)
+    np.testing.assert_array_equal(high, again)
+    assert not (high.view(np.uint32) & 0xFFFF).any() and np.abs(rest).max() <= np.abs(pixels).max() / 128
+
+
+def test_a_graph_that_begins_otherwise_stays_as_it_is(graphs):
+    import openvino as ov
+    from svrt.runtime.engines import openvino
+
+    assert openvino._in_two_parts(ov.Core().read_model(str(graphs["encoder", "fp32"]))) is None
 
 
 @pytest.fixture
 def in_bfloat16(monkeypatch, tmp_path):
     """Loads a graph as a processor that multiplies bfloat16 does, taking any graph for a large one."""
-    from svrt.runtime.engines import bf16_weights, openvino
+    from svrt.runtime.engines import mapped_weights, openvino
 
-    monkeypatch.setattr(bf16_weights, "LARGE", 1)
+    monkeypatch.setattr(mapped_weights, "LARGE", 1)
 
-    def load_narrowed(graph, cache=tmp_path / "cache", stored="fp16"):
+    def load_mapped(graph, cache=tmp_path / "cache", stored="fp16"):
         return openvino.OpenVinoEngine(graph, "openvino", stored, "bf16", EngineStore(cache, 1, say=said.append))
 
-    said = load_narrowed.said = []
-    return load_narrowed
+    said = load_mapped.said = []
+    return load_mapped
 
 
 def test_a_large_graphs_weights_are_converted_once_and_give_what_they_gave(graphs, in_bfloat16, tmp_path):
     path = graphs["encoder", "fp16"]
     expected = load(path, "onnxruntime", "fp16")(INPUTS["encoder"])
     first = in_bfloat16(path)
-    assert in_bfloat16.said == ["converting the weights of encoder-fp16.onnx to bfloat16 (once)"]
-    (file,) = (tmp_path / "cache").glob("*.bf16")
+    assert in_bfloat16.said == ["converting encoder-fp16.onnx to OpenVINO's format (once)"]
+    (file,) = (tmp_path / "cache").glob("*.bin")
     written, found = file.stat(), first(INPUTS["encoder"])
     assert least_cosine(found, expected) >= GRAPH_COSINE["bf16"]
     second = in_bfloat16(path)
@@ -171,7 +188,7 @@ def test_a_large_graphs_weights_are_converted_once_and_give_what_they_gave(graph
 
 def test_a_file_of_weights_that_was_cut_short_is_written_anew(graphs, in_bfloat16, tmp_path):
     found = in_bfloat16(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
-    (file,) = (tmp_path / "cache").glob("*.bf16")
+    (file,) = (tmp_path / "cache").glob("*.bin")
     whole = file.read_bytes()
     os.truncate(file, len(whole) // 2)
     again = in_bfloat16(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
@@ -182,7 +199,7 @@ def test_a_file_of_weights_that_was_cut_short_is_written_anew(graphs, in_bfloat1
 def test_another_graphs_weights_have_a_file_of_their_own(in_bfloat16, tmp_path):
     for seed in (0, 1):
         in_bfloat16(write_encoder(tmp_path / str(seed) / "encoder.onnx", "fp16", seed=seed))
-    assert len(list((tmp_path / "cache").glob("encoder-*.bf16"))) == 2
+    assert len(list((tmp_path / "cache").glob("encoder-*.bin"))) == 2
 
 
 def test_without_a_place_for_the_file_the_graph_runs_as_it_is(graphs, in_bfloat16, tmp_path):

@@ -18,7 +18,7 @@ from openvino import opset13 as opset
 from ...errors import EngineError
 from ..processors import usable_processors
 from . import EngineStore
-from .bf16_weights import narrow
+from .mapped_weights import mapped
 
 FLOAT32_ONLY = "openvino-fp32"
 # OpenVINO's names of the types that it computes in, and ours.
@@ -29,10 +29,10 @@ class OpenVinoEngine:
     """A model compiled for the processor; see `svrt.runtime.engines.Engine`.
 
     `hint` is the type that OpenVINO is asked to compute in, "f32" or "bf16"; `precision` what it says it does.
-    With a `store`, a large float16 graph that is computed in bfloat16 takes a third of the memory (`bf16_weights`).
-    Of a graph that begins with a convolution, as VGG-16 does, that one is computed in float32 always. It has one
-    product in 180, but of what moves the distances between frames a third comes in by it, between motion maps two
-    thirds: where a map is black, a mean of 124 is subtracted, and there bfloat16 has steps of a half.
+    With a `store`, a large float16 graph that is computed in bfloat16 takes a third of the memory (`mapped_weights`).
+    Of a graph that begins with a convolution, as VGG-16 does, that one loses nothing to bfloat16 (`_in_two_parts`). It
+    has one product in 180, but of what moves the distances between frames a third comes in by it, between motion maps
+    two thirds: where a map is black, a mean of 124 is subtracted, and there bfloat16 has steps of a half.
     A graph with quantized products ("int8" in `stored`) keeps those, and computes the others in that type.
     """
 
@@ -51,15 +51,14 @@ class OpenVinoEngine:
             graph = core.read_model(str(path))
             # Named now: compiled, an output goes by the names of what was fused into it too.
             self._outputs = [tensor.any_name for tensor in graph.outputs]
-            self._weights: mmap.mmap | None = None
-            if store is not None and hint == "bf16" and stored == "fp16":
-                self._weights = narrow(graph, path, store)
             self.inputs = {tensor.any_name: _shape(tensor.partial_shape) for tensor in graph.inputs}
-            self._first: ov.InferRequest | None = None
-            if hint != "f32" and self._weights is None and (parts := _split(graph)) is not None:
-                first, graph = parts
-                exact = core.compile_model(first, "CPU", {**options, "INFERENCE_PRECISION_HINT": "f32"})
-                self._first = exact.create_infer_request()
+            self._weights: mmap.mmap | None = None
+            self._in_two_parts = False
+            if hint == "bf16":
+                if store is not None and stored == "fp16" and (found := mapped(core, graph, path, store)) is not None:
+                    graph, self._weights = found
+                elif (split := _in_two_parts(graph)) is not None:
+                    graph, self._in_two_parts = split, True
             model = core.compile_model(graph, "CPU", options)
             if self._weights is not None:
                 self._weights.madvise(mmap.MADV_DONTNEED)  # they are packed
@@ -72,11 +71,10 @@ class OpenVinoEngine:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once. Raises `EngineError` where an input does not fit."""
         self._check(inputs)
-        given: Any = inputs
+        if self._in_two_parts:
+            inputs = {name: _operands(array) for name, array in inputs.items()}
         try:
-            if self._first is not None:
-                given = self._first.infer(inputs, share_inputs=True).to_tuple()
-            values = self._request.infer(given, share_inputs=True).to_tuple()
+            values = self._request.infer(inputs, share_inputs=True).to_tuple()
         except RuntimeError as exc:
             raise EngineError(f"{self.path}: OpenVINO cannot run it: {_reason(exc)}") from exc
         return dict(zip(self._outputs, values, strict=True))
@@ -96,30 +94,51 @@ class OpenVinoEngine:
                 )
 
 
-def _split(graph: ov.Model) -> tuple[ov.Model, ov.Model] | None:
-    """A graph that begins with a convolution, in two: that with its activation, and the rest; None for others.
+def _in_two_parts(graph: ov.Model) -> ov.Model | None:
+    """A graph that begins with a convolution, so that bfloat16 costs that one nothing; None for others.
 
-    What goes from one to the other is float32 [N, H, W, C], as OpenVINO has it inside; in the graph's own order it
-    would be turned twice. `graph` itself is taken apart.
+    Every pixel and every weight is a sum of two: what bfloat16 holds of it, and the rest, of which it holds enough. The
+    products are of three times as many channels (`_operands`), added up in float32; left out are those of rest and
+    rest, some 2**-16 of the whole. `graph` itself is taken apart.
     """
-    source, cut = graph.inputs[0].get_node(), graph.inputs[0]
-    convolution, node = None, _reader(cut)
-    while node is not None and node.get_type_name() in ("Convert", "Add", "Relu", "Convolution"):
-        if node.get_type_name() == "Convolution":
-            if convolution is not None:
-                break
-            convolution = node
-        cut, node = node.output(0), _reader(node.output(0))
-    if convolution is None or len(graph.inputs) > 1 or len(cut.get_partial_shape()) != 4:
+    source = graph.inputs[0]
+    convolution = _reader(source)
+    while convolution is not None and convolution.get_type_name() == "Convert":
+        convolution = _reader(convolution.output(0))
+    if convolution is None or convolution.get_type_name() != "Convolution" or len(graph.inputs) > 1:
         return None
-    stored, readers = cut.get_element_type(), cut.get_target_inputs()
-    first = opset.result(opset.transpose(opset.convert(cut, "f32"), np.array([0, 2, 3, 1])))
-    shape = cut.get_partial_shape()
-    between = opset.parameter(ov.PartialShape([shape[side] for side in (0, 2, 3, 1)]), ov.Type.f32)
-    turned = opset.convert(opset.transpose(between, np.array([0, 3, 1, 2])), stored.to_string())
+    weights = convolution.input_value(1).get_node()
+    if weights.get_type_name() != "Constant":
+        return None
+    high, rest = _parts(weights.data.astype(np.float32))
+    shape = source.get_partial_shape()
+    shape[1] = shape[1].get_length() * 3
+    pixels = opset.parameter(shape, ov.Type.f32)
+    pixels.output(0).set_names(source.get_names())
+    how = convolution.get_attributes()
+    sums = opset.convolution(
+        pixels,
+        np.concatenate([high, high, rest], axis=1),
+        *(how[name] for name in ("strides", "pads_begin", "pads_end", "dilations")),
+        auto_pad=how["auto_pad"],
+    )
+    readers = convolution.output(0).get_target_inputs()
+    as_it_was = opset.convert(sums, convolution.get_element_type().to_string())
     for reader in readers:
-        reader.replace_source_output(turned.output(0))
-    return ov.Model([first], [source], "first"), ov.Model(graph.get_results(), [between], "rest")
+        reader.replace_source_output(as_it_was.output(0))
+    return ov.Model(graph.get_results(), [pixels], graph.get_friendly_name())
+
+
+def _operands(pixels: np.ndarray) -> np.ndarray:
+    """What the convolution of `_in_two_parts` reads: float32 [N, C, H, W] to [N, 3C, H, W]."""
+    high, rest = _parts(pixels)
+    return np.concatenate([high, rest, high], axis=1)
+
+
+def _parts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 values as what bfloat16 holds of each, cut off, and the rest."""
+    high = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return high, values - high
 
 
 def _reader(value: Any) -> Any:

@@ -27,7 +27,7 @@ from ..processors import usable_processors
 from . import ANYWHERE, CPU_BACKENDS, Engine, EngineStore, UnsuitedError, load_one
 from .files import digest_of, locked, write_whole
 
-RECIPE = 3  # of the trial: raised when it judges differently, so that what was remembered is not used
+RECIPE = 4  # of the trial: raised when it judges differently, so that what was remembered is not used
 RUNS = 5  # timed, after one that is not; the shortest counts, as whatever else runs can only lengthen one
 PATIENCE_S = 3.0  # seconds of timed runs of a backend: none begins later
 WORTH = 0.9  # of ONNX Runtime's time, at most, for another to be taken: a second library takes memory of its own

@@ -1,0 +1,117 @@
+"""A large graph in OpenVINO's own format, in the engine cache: its weights stay float16, in a file that is mapped.
+
+Asked to compute a float16 graph in bfloat16, OpenVINO widens all weights to float32, packs them for its products, and
+keeps every copy for as long as the model lives: 2.4 GB for a ViT-L whose weights are 0.6 GB. Of a float32 graph whose
+weights are said to be compressed to float16 (its format's rt_info `decompression`) it widens nothing: they are packed
+straight from the file. Once that is done the file's pages are given back; they would be read again, should OpenVINO
+ever look at them. A graph that is bfloat16 throughout would do for memory, but not for speed: of such it does not join
+attention's products and softmax, and writes the scores of all heads to memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as opset
+
+from . import EngineStore
+from .files import digest_of, locked, write_whole
+
+LARGE = 64 << 20  # bytes of weights; of fewer the copies take little, and a file of them is not worth its place
+
+
+def mapped(core: ov.Core, graph: ov.Model, path: Path, store: EngineStore) -> tuple[ov.Model, mmap.mmap] | None:
+    """A large float16 graph, read from `path`, as float32 with its weights in a mapped file; `graph` is taken apart.
+
+    The file has to stay mapped as long as the model and what is compiled from it; its pages may be dropped
+    (`MADV_DONTNEED`) at any time. None where the graph stays as it is: its weights are not large, or the cache cannot
+    be written, which `store.say` is told.
+    """
+    if sum(2 * np.prod(list(node.shape), dtype=np.int64) for node in _float16(graph, "Constant")) < LARGE:
+        return None
+    key = hashlib.sha256(f"{digest_of(path, store.digests)} {ov.get_version()}".encode()).hexdigest()
+    topology = store.cache / f"{path.stem}-{key[:12]}.xml"
+    try:
+        with locked(store, "converts a graph", "weights.lock"):
+            if not _is_whole(topology):
+                store.say(f"converting {path.name} to OpenVINO's format (once)")
+                _write(graph, topology)
+        with topology.with_suffix(".bin").open("rb") as handle:
+            weights = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        held = ov.Tensor(np.frombuffer(weights, np.uint8), [len(weights)], ov.Type.u8)
+        return core.read_model(topology.read_bytes(), held), weights
+    except (OSError, ValueError) as exc:
+        store.say(f"{topology}: cannot be kept ({exc}); {path.name} takes three times the memory")
+        return None
+
+
+def _float16(graph: ov.Model, kind: str) -> list[ov.Node]:
+    """The nodes of a kind that give float16."""
+    nodes = [node for node in graph.get_ordered_ops() if node.get_type_name() == kind]
+    return [node for node in nodes if node.get_element_type() == ov.Type.f16]
+
+
+def _is_whole(topology: Path) -> bool:
+    """Whether the file is there, and beside it one of weights as long as it says."""
+    try:
+        layers, size = topology.read_text(), topology.with_suffix(".bin").stat().st_size
+    except (OSError, UnicodeDecodeError):
+        return False
+    return size == _weights_end(layers)
+
+
+def _weights_end(layers: str) -> int:
+    return max((int(at) + int(size) for at, size in re.findall(r'offset="(\d+)" size="(\d+)"', layers)), default=0)
+
+
+def _write(graph: ov.Model, topology: Path) -> None:
+    """Write the float32 graph and its float16 weights; the topology last, so that where it is the weights are."""
+    _widen(graph)
+    folder = topology.with_name(f".{topology.stem}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir()
+    try:
+        layers, weights = folder / "graph.xml", folder / "graph.bin"
+        try:
+            ov.serialize(graph, layers, weights)
+        except RuntimeError as exc:
+            raise OSError(errno.EIO, f"OpenVINO cannot write it: {str(exc).splitlines()[-1]}") from exc
+        if weights.stat().st_size != _weights_end(layers.read_text()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # OpenVINO does not look
+        with weights.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        weights.replace(topology.with_suffix(".bin"))
+        write_whole(topology, _said_to_be_compressed(layers))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _widen(graph: ov.Model) -> None:
+    """Let a float16 graph compute in float32, from constants that are what they were."""
+    for constant in _float16(graph, "Constant"):
+        readers = constant.output(0).get_target_inputs()
+        wide = opset.convert(constant, "f32")
+        for reader in readers:
+            reader.replace_source_output(wide.output(0))
+    for conversion in _float16(graph, "Convert"):
+        conversion.set_attribute("destination_type", "f32")
+    graph.validate_nodes_and_infer_types()
+
+
+def _said_to_be_compressed(layers: Path) -> bytes:
+    """The topology, with a mark on every conversion from float16: those of the weights; no other is left."""
+    tree = ElementTree.parse(layers).getroot()
+    for layer in tree.iterfind("layers/layer[@type='Convert']"):
+        if layer.find("input/port[@precision='FP16']") is not None:
+            mark = ElementTree.SubElement(layer, "rt_info")
+            ElementTree.SubElement(mark, "attribute", {"name": "decompression", "version": "0"})
+    return ElementTree.tostring(tree)
