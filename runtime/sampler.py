@@ -11,6 +11,7 @@ digit, and most keyframes with it; so a processor that rounds would see other fr
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -30,6 +31,8 @@ VGG_BATCH = 8  # frames per inference, at most: bounds memory, costs no speed
 CACHED = 64 << 20
 PROBE = 8  # pixels between those that tell most images apart
 THUMBNAIL = 320  # pixels, longer side
+# OpenCV averages over areas in one thread, which is most of what a frame is reduced by: half of that happens in another.
+_BESIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="svrt-reducer")
 
 
 class Candidates:
@@ -52,7 +55,8 @@ class Candidates:
     def add(self, frame: Frame) -> None:
         """Reduce one frame (uint8 BGR [H, W, 3]) to what the sampler, the encoder and a contact sheet need of it."""
         started = time.perf_counter()
-        spec, encoder = self._sampler, self._encoder
+        spec = self._sampler
+        for_others = _BESIDE.submit(self._for_others, frame.image)
         band = haar.approximation(haar.luma(frame.image), spec.level, spec.wavelet)
         moved = haar.motion(self._band, band, spec.level)
         self._band = band
@@ -60,9 +64,15 @@ class Candidates:
         self.times_s.append(frame.time_s)
         self.appearance.append(resize(frame.image, spec.size, spec.size))
         self.motion.append(resize(moved, spec.size, spec.size))
-        self.views.append(fit_square(frame.image, encoder.size, encoder.fit, encoder.resize).copy())
-        self.thumbnails.append(_thumbnail(frame.image))
+        view, thumbnail = for_others.result()
+        self.views.append(view)
+        self.thumbnails.append(thumbnail)
         self.reduce_s += time.perf_counter() - started
+
+    def _for_others(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is not for the sampler: the encoder's view, and the thumbnail."""
+        encoder = self._encoder
+        return fit_square(image, encoder.size, encoder.fit, encoder.resize).copy(), _thumbnail(image)
 
 
 class Sampler:
