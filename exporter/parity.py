@@ -46,7 +46,7 @@ def sample_candidates(sampler: SamplerSpec, encoder: EncoderSpec) -> Candidates:
 
 def encoder_input(spec: EncoderSpec, clip: Candidates) -> np.ndarray:
     """A clip's candidate frames, taken evenly, as the encoder reads keyframes: float32 [1, frames, 3, size, size]."""
-    views = np.stack([clip.views[i * len(clip) // spec.frames] for i in range(spec.frames)])
+    views = np.stack([clip.view(i * len(clip) // spec.frames) for i in range(spec.frames)])
     return normalise(views, Normalisation("rgb", spec.scale, spec.mean, spec.std))[None]
 
 

@@ -296,12 +296,12 @@ class Pipeline:
             with watch.stage("sample"):
                 picks = self.sampler.pick(candidates)
             with watch.stage("encode"):
-                tokens = self.encode(np.stack([candidates.views[pick] for pick in picks]))
+                tokens = self.encode(np.stack([candidates.view(pick) for pick in picks]))
         return _Encoded(
             clip=clip,
             tokens=tokens,
             keyframes=[Keyframe(candidates.indices[pick], candidates.times_s[pick]) for pick in picks],
-            thumbnails=[candidates.thumbnails[pick] for pick in picks],
+            thumbnails=[candidates.thumbnail(pick) for pick in picks],
             warnings=warnings,
             ms=watch.ms,
         )

@@ -11,7 +11,7 @@ digit, and most keyframes with it; so a processor that rounds would see other fr
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -31,7 +31,7 @@ VGG_BATCH = 8  # frames per inference, at most: bounds memory, costs no speed
 CACHED = 64 << 20
 PROBE = 8  # pixels between those that tell most images apart
 THUMBNAIL = 320  # pixels, longer side
-# OpenCV averages over areas in one thread, which is most of what a frame is reduced by: half of that happens in another.
+# OpenCV averages over areas in one thread, which is most of reducing a frame: half of it happens in another.
 _BESIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="svrt-reducer")
 
 
@@ -46,17 +46,26 @@ class Candidates:
         self.times_s: list[float] = []
         self.appearance: list[np.ndarray] = []  # uint8 BGR [size, size, 3] for VGG-16
         self.motion: list[np.ndarray] = []  # float32 [size, size], 0 to 255
-        self.views: list[np.ndarray] = []  # uint8 BGR [S, S, 3] for the encoder
-        self.thumbnails: list[np.ndarray] = []  # uint8 BGR, for a person
+        self._for_others: list[Future[tuple[np.ndarray, np.ndarray]]] = []
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def view(self, place: int) -> np.ndarray:
+        """What the encoder reads of a candidate: uint8 BGR [S, S, 3]."""
+        return self._for_others[place].result()[0]
+
+    def thumbnail(self, place: int) -> np.ndarray:
+        """A candidate for a person: uint8 BGR, longer side 320 at most."""
+        return self._for_others[place].result()[1]
 
     def add(self, frame: Frame) -> None:
         """Reduce one frame (uint8 BGR [H, W, 3]) to what the sampler, the encoder and a contact sheet need of it."""
         started = time.perf_counter()
         spec = self._sampler
-        for_others = _BESIDE.submit(self._for_others, frame.image)
+        if len(self) > 1:
+            self._for_others[-2].result()  # it may lag by a frame: of a large clip each takes 38 MB
+        self._for_others.append(_BESIDE.submit(self._reduce_for_others, frame.image))
         band = haar.approximation(haar.luma(frame.image), spec.level, spec.wavelet)
         moved = haar.motion(self._band, band, spec.level)
         self._band = band
@@ -64,13 +73,9 @@ class Candidates:
         self.times_s.append(frame.time_s)
         self.appearance.append(resize(frame.image, spec.size, spec.size))
         self.motion.append(resize(moved, spec.size, spec.size))
-        view, thumbnail = for_others.result()
-        self.views.append(view)
-        self.thumbnails.append(thumbnail)
         self.reduce_s += time.perf_counter() - started
 
-    def _for_others(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is not for the sampler: the encoder's view, and the thumbnail."""
+    def _reduce_for_others(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         encoder = self._encoder
         return fit_square(image, encoder.size, encoder.fit, encoder.resize).copy(), _thumbnail(image)
 

@@ -112,7 +112,7 @@ def keyframes(pocket):
         spec = replace(pocket.manifest.encoder, size=256, resize=292, fit="crop")
         for clip in clips():
             candidates, _ = read_candidates(clip, 64, lambda: Candidates(pocket.manifest.sampler, spec))
-            views = np.stack([candidates.views[pick] for pick in pipeline.sampler.pick(candidates)])
+            views = np.stack([candidates.view(pick) for pick in pipeline.sampler.pick(candidates)])
             found[clip.name] = normalise(views, Normalisation("rgb", spec.scale, spec.mean, spec.std))[None]
     return found
 

@@ -64,7 +64,7 @@ def write_inputs(task: Task) -> None:
     with Pipeline(bundle, engine_cache=engine_folder()) as pipeline:
         features = pipeline.sampler.features(candidates)
         picks = select(features, sampler.keyframes)
-        views = np.stack([candidates.views[pick] for pick in picks])
+        views = np.stack([candidates.view(pick) for pick in picks])
         tokens = pipeline.encode(views)
         prefix, suffix = pipeline.decoder.prompt
     norm = Normalisation("rgb", encoder.scale, encoder.mean, encoder.std)

@@ -62,7 +62,12 @@ def look(sampler: Sampler, clip: Reduced) -> Seen:
         rows = sampler.embed(list(maps))
         motion[level] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     energy = np.array([float(np.square(m, dtype=np.float64).mean()) for m in candidates.motion])
-    return Seen(fused[:, :half], motion, energy, colour_histograms(candidates.thumbnails))
+    return Seen(
+        fused[:, :half],
+        motion,
+        energy,
+        colour_histograms([candidates.thumbnail(place) for place in range(len(candidates))]),
+    )
 
 
 def colour_histograms(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -61,7 +61,7 @@ def beside_uniform(pipeline: Pipeline, clip: Path) -> np.ndarray:
     evenly = replace(
         chosen,
         keyframes=[Keyframe(candidates.indices[pick], candidates.times_s[pick]) for pick in picks],
-        thumbnails=[candidates.thumbnails[pick] for pick in picks],
+        thumbnails=[candidates.thumbnail(pick) for pick in picks],
     )
     return np.vstack([_titled(PAPER_SAMPLER, contact_sheet(chosen)), _titled(UNIFORM, contact_sheet(evenly))])
 

@@ -37,7 +37,7 @@ def try_variants(pipeline: Pipeline, clip: Footage, wanted: Sequence[Variant]) -
     def describe(picks: Sequence[int]) -> str:
         shown = for_encoder(picks, encoder.frames)
         if shown not in said:
-            tokens = pipeline.encode(np.stack([candidates.views[pick] for pick in shown]))
+            tokens = pipeline.encode(np.stack([candidates.view(pick) for pick in shown]))
             said[shown] = pipeline.decoder.generate(tokens).text.strip()
         return said[shown]
 
