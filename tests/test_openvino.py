@@ -159,61 +159,90 @@ def test_a_graph_that_begins_otherwise_stays_as_it_is(graphs):
 
 
 @pytest.fixture
-def in_bfloat16(monkeypatch, tmp_path):
-    """Loads a graph as a processor that multiplies bfloat16 does, taking any graph for a large one."""
+def large(monkeypatch, tmp_path):
+    """Loads any graph as a large one; as a processor that multiplies bfloat16 does, if nothing else is asked."""
     from svrt.runtime.engines import mapped_weights, openvino
 
     monkeypatch.setattr(mapped_weights, "LARGE", 1)
 
-    def load_mapped(graph, cache=tmp_path / "cache", stored="fp16"):
-        return openvino.OpenVinoEngine(graph, "openvino", stored, "bf16", EngineStore(cache, 1, say=said.append))
+    def load_mapped(graph, cache=tmp_path / "cache", stored="fp16", hint="bf16"):
+        return openvino.OpenVinoEngine(graph, "openvino", stored, hint, EngineStore(cache, 1, say=said.append))
 
     said = load_mapped.said = []
     return load_mapped
 
 
-def test_a_large_graphs_weights_are_converted_once_and_give_what_they_gave(graphs, in_bfloat16, tmp_path):
-    path = graphs["encoder", "fp16"]
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_large_graph_is_converted_once_and_gives_what_it_gave(graphs, large, tmp_path, precision):
+    path, hint = graphs["encoder", "fp16"], {"bf16": "bf16", "fp32": "f32"}[precision]
     expected = load(path, "onnxruntime", "fp16")(INPUTS["encoder"])
-    first = in_bfloat16(path)
-    assert in_bfloat16.said == ["converting encoder-fp16.onnx to OpenVINO's format (once)"]
+    first = large(path, hint=hint)
+    assert large.said == ["converting encoder-fp16.onnx to OpenVINO's format (once)"]
     (file,) = (tmp_path / "cache").glob("*.bin")
     written, found = file.stat(), first(INPUTS["encoder"])
-    assert least_cosine(found, expected) >= GRAPH_COSINE["bf16"]
-    second = in_bfloat16(path)
-    assert (len(in_bfloat16.said), file.stat().st_mtime_ns) == (1, written.st_mtime_ns)
+    assert least_cosine(found, expected) >= GRAPH_COSINE[precision]
+    second = large(path, hint=hint)
+    assert (len(large.said), file.stat().st_mtime_ns) == (1, written.st_mtime_ns)
     for engine in (first, second, first):  # the pages that were given back read the same
         np.testing.assert_array_equal(engine(INPUTS["encoder"])["video_tokens"], found["video_tokens"])
 
 
-def test_a_file_of_weights_that_was_cut_short_is_written_anew(graphs, in_bfloat16, tmp_path):
-    found = in_bfloat16(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
+def test_a_file_of_weights_that_was_cut_short_is_written_anew(graphs, large, tmp_path):
+    found = large(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
     (file,) = (tmp_path / "cache").glob("*.bin")
     whole = file.read_bytes()
     os.truncate(file, len(whole) // 2)
-    again = in_bfloat16(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
+    again = large(graphs["encoder", "fp16"])(INPUTS["encoder"])["video_tokens"]
     np.testing.assert_array_equal(again, found)
-    assert file.read_bytes() == whole and len(in_bfloat16.said) == 2
+    assert file.read_bytes() == whole and len(large.said) == 2
 
 
-def test_another_graphs_weights_have_a_file_of_their_own(in_bfloat16, tmp_path):
+def test_what_a_process_that_was_killed_left_is_taken_away(graphs, large, tmp_path):
+    large(graphs["encoder", "fp16"])
+    (file,) = (tmp_path / "cache").glob("*.bin")
+    file.unlink()
+    partial = file.with_name(f".{file.stem}.partial")
+    partial.mkdir()
+    (partial / "graph.bin").write_bytes(b"half")
+    large(graphs["encoder", "fp16"])
+    assert file.is_file() and not partial.exists()
+
+
+def test_weights_that_a_full_disk_cut_short_are_not_kept(graphs, large, tmp_path, monkeypatch):
+    from svrt.runtime.engines import mapped_weights
+
+    serialize = mapped_weights.ov.serialize
+
+    def cut_short(graph, layers, weights):  # OpenVINO does not say so
+        serialize(graph, layers, weights)
+        os.truncate(weights, weights.stat().st_size // 2)
+
+    monkeypatch.setattr(mapped_weights.ov, "serialize", cut_short)
+    engine = large(graphs["encoder", "fp16"])
+    assert "cannot be kept ([Errno 28] No space left on device)" in large.said[-1]
+    assert not [file for file in (tmp_path / "cache").iterdir() if file.name != "weights.lock"]
+    expected = load(graphs["encoder", "fp16"], "onnxruntime", "fp16")(INPUTS["encoder"])
+    assert least_cosine(engine(INPUTS["encoder"]), expected) >= GRAPH_COSINE["bf16"]
+
+
+def test_another_graphs_weights_have_a_file_of_their_own(large, tmp_path):
     for seed in (0, 1):
-        in_bfloat16(write_encoder(tmp_path / str(seed) / "encoder.onnx", "fp16", seed=seed))
+        large(write_encoder(tmp_path / str(seed) / "encoder.onnx", "fp16", seed=seed))
     assert len(list((tmp_path / "cache").glob("encoder-*.bin"))) == 2
 
 
-def test_without_a_place_for_the_file_the_graph_runs_as_it_is(graphs, in_bfloat16, tmp_path):
+def test_without_a_place_for_the_file_the_graph_runs_as_it_is(graphs, large, tmp_path):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the folder should be")
-    engine = in_bfloat16(graphs["encoder", "fp16"], blocked)
-    assert "cannot be kept" in in_bfloat16.said[-1] and "three times the memory" in in_bfloat16.said[-1]
+    engine = large(graphs["encoder", "fp16"], blocked)
+    assert "cannot be kept" in large.said[-1] and "three times the memory" in large.said[-1]
     expected = load(graphs["encoder", "fp16"], "onnxruntime", "fp16")(INPUTS["encoder"])
     assert least_cosine(engine(INPUTS["encoder"]), expected) >= GRAPH_COSINE["bf16"]
 
 
 @pytest.mark.parametrize(("name", "stored"), [("encoder", "fp32"), ("vgg16", "fp32")])
-def test_float32_graphs_stay_as_they_are(graphs, in_bfloat16, tmp_path, name, stored):
-    in_bfloat16(graphs[name, stored], stored=stored)
+def test_float32_graphs_stay_as_they_are(graphs, large, tmp_path, name, stored):
+    large(graphs[name, stored], stored=stored)
     assert not (tmp_path / "cache").exists()
 
 

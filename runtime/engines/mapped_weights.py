@@ -1,11 +1,11 @@
 """A large graph in OpenVINO's own format, in the engine cache: its weights stay float16, in a file that is mapped.
 
-Asked to compute a float16 graph in bfloat16, OpenVINO widens all weights to float32, packs them for its products, and
-keeps every copy for as long as the model lives: 2.4 GB for a ViT-L whose weights are 0.6 GB. Of a float32 graph whose
-weights are said to be compressed to float16 (its format's rt_info `decompression`) it widens nothing: they are packed
-straight from the file. Once that is done the file's pages are given back; they would be read again, should OpenVINO
-ever look at them. A graph that is bfloat16 throughout would do for memory, but not for speed: of such it does not join
-attention's products and softmax, and writes the scores of all heads to memory.
+Of a float16 graph OpenVINO widens all weights to float32, packs them for its products, and keeps every copy for as long
+as the model lives: 2.4 GB for a ViT-L whose weights are 0.6 GB. Of a float32 graph whose weights are said to be
+compressed to float16 (its format's rt_info `decompression`) it widens nothing: they are packed straight from the file.
+Once that is done the file's pages are given back; they would be read again, should OpenVINO ever look at them. A graph
+that is bfloat16 throughout would do for memory, but not for speed: of such it does not join attention's products and
+softmax, and writes the scores of all heads to memory.
 """
 
 from __future__ import annotations

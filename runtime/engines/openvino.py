@@ -29,7 +29,7 @@ class OpenVinoEngine:
     """A model compiled for the processor; see `svrt.runtime.engines.Engine`.
 
     `hint` is the type that OpenVINO is asked to compute in, "f32" or "bf16"; `precision` what it says it does.
-    With a `store`, a large float16 graph that is computed in bfloat16 takes a third of the memory (`mapped_weights`).
+    With a `store`, a large float16 graph takes a third of the memory (`mapped_weights`).
     Of a graph that begins with a convolution, as VGG-16 does, that one loses nothing to bfloat16 (`_in_two_parts`). It
     has one product in 180, but of what moves the distances between frames a third comes in by it, between motion maps
     two thirds: where a map is black, a mean of 124 is subtracted, and there bfloat16 has steps of a half.
@@ -54,11 +54,10 @@ class OpenVinoEngine:
             self.inputs = {tensor.any_name: _shape(tensor.partial_shape) for tensor in graph.inputs}
             self._weights: mmap.mmap | None = None
             self._in_two_parts = False
-            if hint == "bf16":
-                if store is not None and stored == "fp16" and (found := mapped(core, graph, path, store)) is not None:
-                    graph, self._weights = found
-                elif (split := _in_two_parts(graph)) is not None:
-                    graph, self._in_two_parts = split, True
+            if store is not None and stored == "fp16" and (found := mapped(core, graph, path, store)) is not None:
+                graph, self._weights = found
+            elif hint == "bf16" and (split := _in_two_parts(graph)) is not None:
+                graph, self._in_two_parts = split, True
             model = core.compile_model(graph, "CPU", options)
             if self._weights is not None:
                 self._weights.madvise(mmap.MADV_DONTNEED)  # they are packed
