@@ -60,7 +60,10 @@ class Candidates:
         return self._for_others[place].result()[1]
 
     def add(self, frame: Frame) -> None:
-        """Reduce one frame (uint8 BGR [H, W, 3]) to what the sampler, the encoder and a contact sheet need of it."""
+        """Reduce one frame (uint8 BGR [H, W, 3]) to what the sampler, the encoder and a contact sheet need of it.
+
+        Its image must not change after that: part of it is read a little later.
+        """
         started = time.perf_counter()
         spec = self._sampler
         if len(self) > 1:

@@ -133,10 +133,9 @@ def steps(features):
 @pytest.mark.parametrize("stored", ["fp32", "fp16"])
 def test_operands_in_two_parts_give_what_one_gives_but_for_rest_times_rest(graphs, stored):
     """In float32, whatever this processor multiplies: parts that bfloat16 holds, and their sums."""
-    import openvino as ov
     from svrt.runtime.engines import openvino
 
-    core = ov.Core()
+    core = openvino._core()
     graph = core.read_model(str(graphs["vgg16", stored]))
     pixels = images(3)
     (expected,) = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([pixels]).to_tuple()
@@ -152,10 +151,9 @@ def test_operands_in_two_parts_give_what_one_gives_but_for_rest_times_rest(graph
 
 
 def test_a_graph_that_begins_otherwise_stays_as_it_is(graphs):
-    import openvino as ov
     from svrt.runtime.engines import openvino
 
-    assert openvino._in_two_parts(ov.Core().read_model(str(graphs["encoder", "fp32"]))) is None
+    assert openvino._in_two_parts(openvino._core().read_model(str(graphs["encoder", "fp32"]))) is None
 
 
 @pytest.fixture
