@@ -206,14 +206,18 @@ def test_what_a_process_that_was_killed_left_is_taken_away(graphs, large, tmp_pa
     assert file.is_file() and not partial.exists()
 
 
-def test_weights_that_a_full_disk_cut_short_are_not_kept(graphs, large, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cut", ["weights", "the last line"])
+def test_what_a_full_disk_cut_short_is_not_kept(graphs, large, tmp_path, monkeypatch, cut):
     from svrt.runtime.engines import mapped_weights
 
     serialize = mapped_weights.ov.serialize
 
     def cut_short(graph, layers, weights):  # OpenVINO does not say so
         serialize(graph, layers, weights)
-        os.truncate(weights, weights.stat().st_size // 2)
+        if cut == "weights":
+            os.truncate(weights, weights.stat().st_size // 2)
+        else:
+            os.truncate(layers, layers.stat().st_size - 4)
 
     monkeypatch.setattr(mapped_weights.ov, "serialize", cut_short)
     engine = large(graphs["encoder", "fp16"])

@@ -42,13 +42,14 @@ def mapped(core: ov.Core, graph: ov.Model, path: Path, store: EngineStore) -> tu
     topology = store.cache / f"{path.stem}-{key[:12]}.xml"
     try:
         with locked(store, "converts a graph", "weights.lock"):
-            if not _is_whole(topology):
+            layers = _kept(topology)
+            if layers is None:
                 store.say(f"converting {path.name} to OpenVINO's format (once)")
-                _write(graph, topology)
+                layers = _write(graph, topology)
         with topology.with_suffix(".bin").open("rb") as handle:
             weights = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         held = ov.Tensor(np.frombuffer(weights, np.uint8), [len(weights)], ov.Type.u8)
-        return core.read_model(topology.read_bytes(), held), weights
+        return core.read_model(layers, held), weights
     except (OSError, ValueError) as exc:
         store.say(f"{topology}: cannot be kept ({exc}); {path.name} takes three times the memory")
         return None
@@ -60,21 +61,24 @@ def _float16(graph: ov.Model, kind: str) -> list[ov.Node]:
     return [node for node in nodes if node.get_element_type() == ov.Type.f16]
 
 
-def _is_whole(topology: Path) -> bool:
-    """Whether the file is there, and beside it one of weights as long as it says."""
+def _kept(topology: Path) -> bytes | None:
+    """What the file holds, if it is there, and beside it one of weights as long as it says."""
     try:
-        layers, size = topology.read_text(), topology.with_suffix(".bin").stat().st_size
-    except (OSError, UnicodeDecodeError):
-        return False
-    return size == _weights_end(layers)
+        layers, size = topology.read_bytes(), topology.with_suffix(".bin").stat().st_size
+    except OSError:
+        return None
+    return layers if size == _weights_end(layers) else None
 
 
-def _weights_end(layers: str) -> int:
-    return max((int(at) + int(size) for at, size in re.findall(r'offset="(\d+)" size="(\d+)"', layers)), default=0)
+def _weights_end(layers: bytes) -> int:
+    return max((int(at) + int(size) for at, size in re.findall(rb'offset="(\d+)" size="(\d+)"', layers)), default=0)
 
 
-def _write(graph: ov.Model, topology: Path) -> None:
-    """Write the float32 graph and its float16 weights; the topology last, so that where it is the weights are."""
+def _write(graph: ov.Model, topology: Path) -> bytes:
+    """Write the float32 graph and its float16 weights; the topology last, so that where it is the weights are.
+
+    Returns the topology. Raises `OSError`.
+    """
     _widen(graph)
     folder = topology.with_name(f".{topology.stem}.partial")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
@@ -85,12 +89,15 @@ def _write(graph: ov.Model, topology: Path) -> None:
             ov.serialize(graph, layers, weights)
         except RuntimeError as exc:
             raise OSError(errno.EIO, f"OpenVINO cannot write it: {str(exc).splitlines()[-1]}") from exc
-        if weights.stat().st_size != _weights_end(layers.read_text()):
+        written = layers.read_bytes()
+        if not written.rstrip().endswith(b"</net>") or weights.stat().st_size != _weights_end(written):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # OpenVINO does not look
         with weights.open("rb+") as handle:
             os.fsync(handle.fileno())
         weights.replace(topology.with_suffix(".bin"))
-        write_whole(topology, _said_to_be_compressed(layers))
+        marked = _said_to_be_compressed(written)
+        write_whole(topology, marked)
+        return marked
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,9 +114,9 @@ def _widen(graph: ov.Model) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def _said_to_be_compressed(layers: Path) -> bytes:
+def _said_to_be_compressed(layers: bytes) -> bytes:
     """The topology, with a mark on every conversion from float16: those of the weights; no other is left."""
-    tree = ElementTree.parse(layers).getroot()
+    tree = ElementTree.fromstring(layers)
     for layer in tree.iterfind("layers/layer[@type='Convert']"):
         if layer.find("input/port[@precision='FP16']") is not None:
             mark = ElementTree.SubElement(layer, "rt_info")
