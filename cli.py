@@ -43,7 +43,8 @@ _Backend = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, ncnn, onnxruntime.",
+        help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, openvino-int8, ncnn, "
+        "onnxruntime.",
     ),
 ]
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..bundle import ENCODER, VGG16, Bundle
 from ..errors import SvrtError
-from ..runtime.engines import CPU_BACKENDS, load_one
+from ..runtime.engines import CPU_BACKENDS, LARGE, load_one
 from ..runtime.engines.trial import installed, least_cosine
 from ..runtime.sampler import cached_batch
 from .memory import peak_rss_mib
@@ -82,11 +82,12 @@ class Row:
     failed: str = ""
 
 
-def settings(graph: str) -> list[Setting]:
-    """Every backend of the processor that is installed and runs such a graph, and its changes."""
-    found = []
+def settings(path: Path) -> list[Setting]:
+    """Every backend of the processor that is installed and runs the graph at `path`, and its changes."""
+    found, weights = [], path.with_name(f"{path.name}.data")
+    large = weights.is_file() and weights.stat().st_size >= LARGE
     for backend in sorted(installed(), key=list(CPU_BACKENDS)[::-1].index):  # ONNX Runtime first: others are held to it
-        if backend == "ncnn" and graph != VGG16:
+        if (backend == "ncnn" and path.name != VGG16) or (backend == "openvino-int8" and not large):
             continue
         found.append(Setting(backend))
         found += [Setting(backend, name, value) for name, value in CHANGES.get(backend, ())]
@@ -153,7 +154,7 @@ def measure(
     """Every setting on every graph, `rounds` processes each."""
     rows = []
     for graph in graphs:
-        ways = settings(graph)
+        ways = settings(bundle.file(graph))
         made = [Row(graph, str(way)) for way in ways]
         with tempfile.TemporaryDirectory() as folder:
             for round_ in range(rounds):

@@ -163,8 +163,9 @@ def large(monkeypatch, tmp_path):
 
     monkeypatch.setattr(mapped_weights, "LARGE", 1)
 
-    def load_mapped(graph, cache=tmp_path / "cache", stored="fp16", hint="bf16"):
-        return openvino.OpenVinoEngine(graph, "openvino", stored, hint, EngineStore(cache, 1, say=said.append))
+    def load_mapped(graph, cache=tmp_path / "cache", stored="fp16", hint="bf16", quantized=False):
+        store = EngineStore(cache, 1, say=said.append)
+        return openvino.OpenVinoEngine(graph, "openvino", stored, hint, store, quantized=quantized)
 
     said = load_mapped.said = []
     return load_mapped
@@ -183,6 +184,64 @@ def test_a_large_graph_is_converted_once_and_gives_what_it_gave(graphs, large, t
     assert (len(large.said), file.stat().st_mtime_ns) == (1, written.st_mtime_ns)
     for engine in (first, second, first):  # the pages that were given back read the same
         np.testing.assert_array_equal(engine(INPUTS["encoder"])["video_tokens"], found["video_tokens"])
+
+
+@pytest.mark.parametrize("hint", ["bf16", "f32"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_dynamic_int8_agrees_within_its_limit_whether_its_file_can_be_kept_or_not(graphs, large, tmp_path, hint, kept):
+    cache = tmp_path / "cache"
+    if not kept:
+        cache.write_text("a file where the folder should be")
+    expected = load(graphs["encoder", "fp16"], "onnxruntime", "fp16")(INPUTS["encoder"])
+    engine = large(graphs["encoder", "fp16"], cache, hint=hint, quantized=True)
+    found = engine(INPUTS["encoder"])
+    cosine = least_cosine(found, expected)
+    assert engine.precision == "dynamic int8"
+    assert GRAPH_COSINE["dynamic int8"] <= cosine < GRAPH_COSINE["fp32"], "it does round"
+    if kept:
+        assert large.said == ["converting encoder-fp16.onnx to OpenVINO's format, in int8 (once)"]
+        again = large(graphs["encoder", "fp16"], cache, hint=hint, quantized=True)
+        np.testing.assert_array_equal(again(INPUTS["encoder"])["video_tokens"], found["video_tokens"])
+        assert len(large.said) == 1
+
+
+def test_int8_and_float16_weights_of_a_graph_lie_in_files_of_their_own(graphs, large, tmp_path):
+    for quantized in (False, True, False, True):
+        large(graphs["encoder", "fp16"], quantized=quantized)
+    smaller, larger = sorted(file.stat().st_size for file in (tmp_path / "cache").glob("*.bin"))
+    assert len(large.said) == 2 and smaller < larger * 0.8
+
+
+def test_products_of_weights_become_int8_but_for_the_ends_and_no_other(graphs):
+    from svrt.runtime.engines import dynamic_int8, openvino
+
+    graph = openvino._core().read_model(str(graphs["encoder", "fp32"]))
+    before = [node.get_type_name() for node in graph.get_ordered_ops()].count("MatMul")
+    dynamic_int8.quantize_products(graph)
+    nodes = graph.get_ordered_ops()
+    constants = [node.data for node in nodes if node.get_type_name() == "Constant"]
+    shapes = [array.shape for array in constants if array.dtype == np.int8]
+    layer = [(3 * 96, 96), (96, 96), (4 * 96, 96), (96, 4 * 96)]
+    assert sorted(shapes) == sorted((layer * 2)[:-1]), "of two layers; the last product is one of theirs"
+    assert [node.get_type_name() for node in nodes].count("MatMul") == before
+
+
+def test_weights_are_rounded_to_the_nearest_step_of_their_own_row():
+    from svrt.runtime.engines.dynamic_int8 import rounded
+
+    rows = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    rows *= np.array([[1e-6], [1], [1e4], [1], [0]], np.float32)
+    steps, scales = rounded(rows)
+    assert (steps.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (5, 1))
+    assert np.abs(steps).max(axis=1).tolist() == [127, 127, 127, 127, 0]
+    assert (np.abs(steps * scales - rows) <= scales * 0.5001).all()
+
+
+def test_int8_leaves_small_graphs_to_another(graphs, tmp_path):
+    for name, stored in (("encoder", "fp16"), ("encoder", "fp32"), ("vgg16", "fp16")):
+        assert load(graphs[name, stored], "openvino-int8", stored).name == "onnxruntime"
+        store = EngineStore(tmp_path / "cache", 2)
+        assert load(graphs[name, stored], "openvino-int8", stored, store).name == "onnxruntime"
 
 
 def test_a_file_of_weights_that_was_cut_short_is_written_anew(graphs, large, tmp_path):
@@ -271,8 +330,8 @@ PEAK = """
 import sys
 from pathlib import Path
 from svrt.runtime.engines import EngineStore, load
-graph, cache = Path(sys.argv[1]), sys.argv[2]
-engine = load(graph, "openvino", "fp16", EngineStore(Path(cache), 1) if cache else None)
+graph, cache, backend = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+engine = load(graph, backend, "fp16", EngineStore(Path(cache), 1) if cache else None)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(engine.precision, int(status["VmRSS"].split()[0]) >> 10)
 """
@@ -281,9 +340,9 @@ print(engine.precision, int(status["VmRSS"].split()[0]) >> 10)
 def test_a_large_graph_takes_less_memory_with_its_weights_in_a_file(tmp_path):
     """75 MB of weights: two float32 copies of them, and more, are not there."""
 
-    def resident_mib(cache):
-        command = [sys.executable, "-c", PEAK, str(graph), str(cache)]
-        precision, mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    def resident_mib(cache, backend="openvino"):
+        command = [sys.executable, "-c", PEAK, str(graph), str(cache), backend]
+        precision, mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.rsplit(maxsplit=1)
         return precision, int(mib)
 
     shape = {**SMALL, "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 12}
@@ -293,7 +352,10 @@ def test_a_large_graph_takes_less_memory_with_its_weights_in_a_file(tmp_path):
     if precision != "bf16":
         pytest.skip("this processor does not multiply bfloat16")
     resident_mib(tmp_path / "cache")
-    assert as_it_is - resident_mib(tmp_path / "cache")[1] > 2 * weights
+    mapped = resident_mib(tmp_path / "cache")[1]
+    assert as_it_is - mapped > 2 * weights
+    assert resident_mib(tmp_path / "cache", "openvino-int8")[0] == "dynamic int8"
+    assert resident_mib(tmp_path / "cache", "openvino-int8")[1] < mapped - 0.2 * weights
 
 
 def test_onnxruntime_alone_does_not_import_it(graphs):

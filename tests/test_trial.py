@@ -124,6 +124,37 @@ def test_another_library_is_not_taken_for_less_than_a_tenth_of_the_time(machine,
     assert machine.load(graph).name == "openvino-fp32"
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [(0.091, "openvino"), (0.089, "openvino-int8")])
+def test_int8_is_taken_where_it_saves_a_tenth_of_what_bfloat16_takes(machine, graph, seconds, taken):
+    machine.versions["openvino-int8"] = "1"
+    machine.precisions["openvino-int8"] = "dynamic int8"
+    machine.seconds["openvino-int8"] = seconds
+    machine.error["openvino-int8"] = 0.03
+    assert machine.load(graph).name == taken
+    machine.error["openvino-int8"] = 0.1
+    graph.write_bytes(b"another graph")
+    assert machine.load(graph).name == "openvino"
+    assert "openvino-int8 differs (cosine 0.99" in machine.said[1]
+
+
+def test_what_a_backend_writes_while_it_is_tried_is_taken_away(machine, graph):
+    left = machine.store.cache / ".trial-killed"
+    left.mkdir(parents=True)
+    (left / "weights.bin").write_bytes(b"large")
+    load_one, caches = machine.load_one, []
+
+    def writing(path, backend, precision, store):
+        (store.cache / f"{backend}.bin").write_bytes(b"large")
+        caches.append(store.cache)
+        return load_one(path, backend, precision, store)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "load_one", writing)
+        machine.load(graph)
+    assert len(set(caches)) == 3 and caches[-1] == machine.store.cache, "two are tried, one is taken"
+    assert sorted(file.name for file in machine.store.cache.iterdir()) == [notes(machine)[0].name, "openvino.bin"]
+
+
 def test_one_that_runs_other_graphs_is_passed_over_without_a_word(machine, graph):
     machine.versions = {"ncnn": "1", "onnxruntime": "1"}
     machine.unsuited = {"ncnn"}

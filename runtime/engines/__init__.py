@@ -22,12 +22,14 @@ GPU_BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
 CPU_BACKENDS = {
     "openvino": ".openvino",
     "openvino-fp32": ".openvino",
+    "openvino-int8": ".openvino",
     "ncnn": ".ncnn",
     "onnxruntime": ".onnxruntime",
 }
 BACKENDS = {**GPU_BACKENDS, **CPU_BACKENDS}
 AUTO = "auto"
 ANYWHERE = "onnxruntime"
+LARGE = 64 << 20  # bytes of weights; of fewer their copies take little, and a file of them is not worth its place
 
 
 class AbsentError(EngineError):
@@ -43,7 +45,7 @@ class Engine(Protocol):
     """A loaded graph. Called with named float32 arrays, it returns named float32 arrays."""
 
     name: str  # the backend: "onnxruntime", ...
-    precision: str  # of matrix products: "fp32", "fp16", "bf16", "int8"
+    precision: str  # of matrix products: "fp32", "fp16", "bf16", "int8", "dynamic int8"
     device: str  # "cpu", "cuda:0", ...
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
@@ -70,6 +72,11 @@ class EngineStore:
     digests: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda _: None
     quiet: Callable[[], object] = lambda: None
+
+
+def package_of(backend: str) -> str:
+    """The package that a backend is part of."""
+    return backend if backend in GPU_BACKENDS else backend.partition("-")[0]
 
 
 def check_backend(backend: str) -> None:
@@ -109,7 +116,6 @@ def load_one(path: Path, backend: str, precision: str, store: EngineStore | None
     try:
         module = import_module(BACKENDS[backend], __package__)
     except ImportError as exc:
-        package = backend.removesuffix("-fp32")
-        raise AbsentError(f"{backend} is not installed ({exc}); run: pip install {package}") from exc
+        raise AbsentError(f"{backend} is not installed ({exc}); run: pip install {package_of(backend)}") from exc
     engine: Engine = module.load(path, backend, precision, store)
     return engine

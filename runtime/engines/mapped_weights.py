@@ -5,13 +5,14 @@ as the model lives: 2.4 GB for a ViT-L whose weights are 0.6 GB. Of a float32 gr
 compressed to float16 (its format's rt_info `decompression`) it widens nothing: they are packed straight from the file.
 Once that is done the file's pages are given back; they would be read again, should OpenVINO ever look at them. A graph
 that is bfloat16 throughout would do for memory, but not for speed: of such it does not join attention's products and
-softmax, and writes the scores of all heads to memory.
+softmax, and writes the scores of all heads to memory. Weights in int8 (`dynamic_int8`) lie in such a file, too.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import mmap
 import os
 import re
@@ -23,28 +24,35 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
-from . import EngineStore
+from . import LARGE, EngineStore
+from .dynamic_int8 import quantize_products
 from .files import digest_of, locked, write_whole
 
-LARGE = 64 << 20  # bytes of weights; of fewer the copies take little, and a file of them is not worth its place
+
+def is_large(graph: ov.Model) -> bool:
+    """Whether a graph's float16 weights take enough for a file of their own."""
+    return bool(2 * sum(math.prod(node.shape) for node in _float16(graph, "Constant")) >= LARGE)
 
 
-def mapped(core: ov.Core, graph: ov.Model, path: Path, store: EngineStore) -> tuple[ov.Model, mmap.mmap] | None:
+def mapped(
+    core: ov.Core, graph: ov.Model, path: Path, store: EngineStore, *, quantized: bool
+) -> tuple[ov.Model, mmap.mmap] | None:
     """A large float16 graph, read from `path`, as float32 with its weights in a mapped file; `graph` is taken apart.
 
-    The file has to stay mapped as long as the model and what is compiled from it; its pages may be dropped
-    (`MADV_DONTNEED`) at any time. None where the graph stays as it is: its weights are not large, or the cache cannot
-    be written, which `store.say` is told.
+    `quantized`: its products in int8. The file has to stay mapped as long as the model and what is compiled from it;
+    its pages may be dropped (`MADV_DONTNEED`) at any time. None where the cache cannot be written, which `store.say`
+    is told.
     """
-    if sum(2 * np.prod(list(node.shape), dtype=np.int64) for node in _float16(graph, "Constant")) < LARGE:
-        return None
-    key = hashlib.sha256(f"{digest_of(path, store.digests)} {ov.get_version()}".encode()).hexdigest()
-    topology = store.cache / f"{path.stem}-{key[:12]}.xml"
+    of = f"{digest_of(path, store.digests)} {ov.get_version()}{' int8' if quantized else ''}"
+    topology = store.cache / f"{path.stem}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.xml"
     try:
         with locked(store, "converts a graph", "weights.lock"):
             layers = _kept(topology)
             if layers is None:
-                store.say(f"converting {path.name} to OpenVINO's format (once)")
+                store.say(f"converting {path.name} to OpenVINO's format{', in int8' if quantized else ''} (once)")
+                as_float32(graph)
+                if quantized:
+                    quantize_products(graph)
                 layers = _write(graph, topology)
         with topology.with_suffix(".bin").open("rb") as handle:
             weights = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -75,11 +83,10 @@ def _weights_end(layers: bytes) -> int:
 
 
 def _write(graph: ov.Model, topology: Path) -> bytes:
-    """Write the float32 graph and its float16 weights; the topology last, so that where it is the weights are.
+    """Write the float32 graph and its smaller weights; the topology last, so that where it is the weights are.
 
     Returns the topology. Raises `OSError`.
     """
-    _widen(graph)
     folder = topology.with_name(f".{topology.stem}.partial")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     folder.mkdir()
@@ -102,7 +109,7 @@ def _write(graph: ov.Model, topology: Path) -> bytes:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _widen(graph: ov.Model) -> None:
+def as_float32(graph: ov.Model) -> None:
     """Let a float16 graph compute in float32, from constants that are what they were."""
     for constant in _float16(graph, "Constant"):
         readers = constant.output(0).get_target_inputs()

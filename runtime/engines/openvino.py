@@ -17,10 +17,13 @@ from openvino import opset13 as opset
 
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import EngineStore
-from .mapped_weights import mapped
+from . import EngineStore, UnsuitedError
+from .dynamic_int8 import GROUP, quantize_products
+from .mapped_weights import as_float32, is_large, mapped
 
 FLOAT32_ONLY = "openvino-fp32"
+QUANTIZED = "openvino-int8"
+DYNAMIC = "dynamic int8"  # what `precision` says of that
 # OpenVINO's names of the types that it computes in, and ours.
 _PRECISIONS = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 
@@ -33,18 +36,31 @@ class OpenVinoEngine:
     Of a graph that begins with a convolution, as VGG-16 does, that one loses nothing to bfloat16 (`_in_two_parts`). It
     has one product in 180, but of what moves the distances between frames a third comes in by it, between motion maps
     two thirds: where a map is black, a mean of 124 is subtracted, and there bfloat16 has steps of a half.
-    A graph with quantized products ("int8" in `stored`) keeps those, and computes the others in that type.
+    A graph with quantized products ("int8" in `stored`) keeps those, and computes the others in that type. `quantized`
+    does the same to the products of a large float16 graph (`dynamic_int8`).
+
+    Raises `EngineError` where the graph cannot be loaded, `UnsuitedError` for one that is not to be quantized.
     """
 
     device = "cpu"
 
-    def __init__(self, path: Path, name: str, stored: str, hint: str, store: EngineStore | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        stored: str,
+        hint: str,
+        store: EngineStore | None = None,
+        *,
+        quantized: bool = False,
+    ) -> None:
         self.path, self.name = path, name
         options = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": usable_processors(),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if quantized else 0,
         }
         try:
             core = _core()
@@ -54,8 +70,16 @@ class OpenVinoEngine:
             self.inputs = {tensor.any_name: _shape(tensor.partial_shape) for tensor in graph.inputs}
             self._weights: mmap.mmap | None = None
             self._in_two_parts = False
-            if store is not None and stored == "fp16" and (found := mapped(core, graph, path, store)) is not None:
+            large = stored == "fp16" and is_large(graph)
+            if quantized and not large:
+                raise UnsuitedError(f"{path}: {name} runs large float16 graphs alone")
+            found = mapped(core, graph, path, store, quantized=quantized) if large and store is not None else None
+            if found is not None:
                 graph, self._weights = found
+            elif quantized:
+                graph = core.read_model(str(path))  # anew: the other may be half written
+                as_float32(graph)
+                quantize_products(graph)
             elif hint == "bf16" and (split := _in_two_parts(graph)) is not None:
                 graph, self._in_two_parts = split, True
             model = core.compile_model(graph, "CPU", options)
@@ -65,7 +89,8 @@ class OpenVinoEngine:
         except RuntimeError as exc:
             raise EngineError(f"{path}: OpenVINO cannot load it: {_reason(exc)}") from exc
         computed = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.precision = stored if stored == "int8" else _PRECISIONS.get(computed, computed)
+        computed = _PRECISIONS.get(computed, computed)
+        self.precision = DYNAMIC if quantized else stored if stored == "int8" else computed
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once. Raises `EngineError` where an input does not fit."""
@@ -176,4 +201,5 @@ def fast_type() -> str:
 
 def load(path: Path, backend: str, precision: str, store: EngineStore | None) -> OpenVinoEngine:
     """Load the graph at `path`, stored in `precision`; see `svrt.runtime.engines.load`."""
-    return OpenVinoEngine(path, backend, precision, "f32" if backend == FLOAT32_ONLY else fast_type(), store)
+    hint = "f32" if backend == FLOAT32_ONLY else fast_type()
+    return OpenVinoEngine(path, backend, precision, hint, store, quantized=backend == QUANTIZED)

@@ -11,9 +11,12 @@ import hashlib
 import json
 import platform
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,16 +27,20 @@ import numpy as np
 from ...bundle import GRAPH_COSINE
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import ANYWHERE, CPU_BACKENDS, Engine, EngineStore, UnsuitedError, load_one
+from . import ANYWHERE, CPU_BACKENDS, Engine, EngineStore, UnsuitedError, load_one, package_of
 from .files import digest_of, locked, write_whole
 
-RECIPE = 4  # of the trial: raised when it judges differently, so that what was remembered is not used
+RECIPE = 5  # of the trial: raised when it judges differently, so that what was remembered is not used
 RUNS = 5  # timed, after one that is not; the shortest counts, as whatever else runs can only lengthen one
 PATIENCE_S = 3.0  # seconds of timed runs of a backend: none begins later
 WORTH = 0.9  # of ONNX Runtime's time, at most, for another to be taken: a second library takes memory of its own
+COARSEST = (
+    "openvino-int8"  # which takes as much less than any other, or is not taken: its error is four times bfloat16's
+)
 SEED = 0
 AMPLITUDES = (1.0, 8.0, 64.0)  # of the noise, by place in the batch: graphs read anything from units to grey levels
 ROUNDING = {"openvino": "openvino-fp32"}  # backends that may round to bfloat16, and the same without
+_APART = ".trial-"
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -92,7 +99,7 @@ def installed() -> dict[str, str]:
     """The version of each backend of the processor that is installed, in the order of `CPU_BACKENDS`."""
     found = {}
     for backend in CPU_BACKENDS:
-        package = backend.removesuffix("-fp32")
+        package = package_of(backend)
         if find_spec(package) is not None:
             try:
                 found[backend] = version(package)
@@ -146,6 +153,8 @@ class _Trial:
         """Try every backend, take the fastest that agrees, and remember that."""
         self.store.say(f"trying which backend runs {self.path.name} fastest here (once)")
         self.store.quiet()
+        for left in self.store.cache.glob(f"{_APART}*"):  # by a process that was killed: the lock is held
+            shutil.rmtree(left, ignore_errors=True)
         outcome = self.outcome()
         self.store.say(f"{self.path.name}: {_verdict(outcome)}")
         try:
@@ -174,20 +183,34 @@ class _Trial:
         agreeing = {name: entry for name, entry in entries.items() if entry.agrees}
         if not agreeing:
             raise EngineError(next(iter(failed.values()), f"{self.path}: no backend here runs it as it should"))
-        times = {name: entry.ms * (WORTH if name == ANYWHERE else 1) for name, entry in agreeing.items()}
+        weights = {ANYWHERE: WORTH, COARSEST: 1 / WORTH}
+        times = {name: entry.ms * weights.get(name, 1) for name, entry in agreeing.items()}
         return Outcome(self.key, min(times, key=times.__getitem__), entries, failed)
 
     def _try(self, backend: str) -> tuple[float, str, dict[str, np.ndarray]]:
         """Milliseconds of the shortest run, the precision, and the outputs."""
-        engine: _CpuEngine = load_one(self.path, backend, self.precision, self.store)  # type: ignore[assignment]
-        inputs = {name: self._noise(shape) for name, shape in engine.inputs.items()}
-        outputs = engine(inputs)
-        times: list[float] = []
-        while len(times) < RUNS and sum(times) < PATIENCE_S:
-            started = time.perf_counter()
-            engine(inputs)
-            times.append(time.perf_counter() - started)
-        return min(times) * 1e3, engine.precision, outputs
+        with self._thrown_away() as store:
+            engine: _CpuEngine = load_one(self.path, backend, self.precision, store)  # type: ignore[assignment]
+            inputs = {name: self._noise(shape) for name, shape in engine.inputs.items()}
+            outputs = engine(inputs)
+            times: list[float] = []
+            while len(times) < RUNS and sum(times) < PATIENCE_S:
+                started = time.perf_counter()
+                engine(inputs)
+                times.append(time.perf_counter() - started)
+            return min(times) * 1e3, engine.precision, outputs
+
+    @contextmanager
+    def _thrown_away(self) -> Iterator[EngineStore]:
+        """A store for one backend's files, which may be large: those of the one that is taken are written again."""
+        try:
+            self.store.cache.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix=_APART, dir=self.store.cache, ignore_cleanup_errors=True)
+        except OSError:  # said once, by whoever keeps what is found out
+            yield replace(self.store, say=lambda _: None)
+            return
+        with folder as name:
+            yield replace(self.store, cache=Path(name), say=lambda _: None)
 
     def _noise(self, shape: tuple[int | None, ...]) -> np.ndarray:
         filled = [side or self.batch for side in shape]
