@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
-GROUP = 128  # channels of a row that share a scale: half as many take a tenth longer, and gain nothing that was seen
+GROUP = 128  # channels of a row that share a scale: 32 take a sixth longer, and are no closer
 LIMIT = 127  # symmetric: -128 is not used
 
 
