@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..bundle import EncoderSpec, Int8Record, SamplerSpec, sha256_of
 from ..errors import CheckpointError, RecipeError
-from ..models.graph import INT8_MAX, int8_steps
+from ..kernels.int8 import INT8_MAX, int8_steps
 from ..models.vjepa2 import INPUT, OUTPUT
 from ..runtime.engines import Engine, EngineStore, load
 from ..runtime.engines.trial import RUNS, try_all

@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ..kernels.int8 import int8_weights
+
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
@@ -25,7 +27,6 @@ OPSET = 17
 IR_VERSION = 8  # what opset 17 was released with: older runtimes on a board accept it
 INLINE_BYTES = 1024  # constants up to this lie in the graph: runtimes look into shapes and scalars while optimizing
 ALIGNMENT = 4096  # of the others in their file: a page, so that they can be mapped
-INT8_MAX = 127  # -128 is not used: TensorRT takes only zero points of 0, and a range as wide on both sides
 
 _ONNX_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 
@@ -33,11 +34,6 @@ _ONNX_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): Te
 def data_file(graph: Path) -> Path:
     """Where the weights of the graph at `graph` lie."""
     return graph.with_name(f"{graph.name}.data")
-
-
-def int8_steps(weight: np.ndarray) -> np.ndarray:
-    """The step of each output of `weight` [out, in] in int8: its largest value becomes 127 of them. float32 [out]."""
-    return np.asarray(np.maximum(np.abs(weight).max(axis=1) / INT8_MAX, np.finfo(np.float32).tiny), np.float32)
 
 
 class Graph:
@@ -183,9 +179,8 @@ class Graph:
 
     def _int8_weight(self, weight: np.ndarray, stem: str) -> str:
         """`weight` [out, in] as int8 in the file, transposed, with a step for each output."""
-        steps = int8_steps(weight)
-        whole = np.rint(weight / steps[:, None]).T.astype(np.int8)
-        constants = [self.constant(whole, f"{stem}.weight"), self.constant(steps, f"{stem}.weight.steps")]
+        whole, steps = int8_weights(weight)
+        constants = [self.constant(whole.T, f"{stem}.weight"), self.constant(steps, f"{stem}.weight.steps")]
         return self.node("DequantizeLinear", constants, f"{stem}.weight.rounded", axis=1)
 
     def layer_norm(self, value: str, weight: np.ndarray, bias: np.ndarray, epsilon: float, stem: str) -> str:

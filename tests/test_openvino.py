@@ -227,11 +227,12 @@ def test_products_of_weights_become_int8_but_for_the_ends_and_no_other(graphs):
 
 
 def test_weights_are_rounded_to_the_nearest_step_of_their_own_row():
-    from svrt.runtime.engines.dynamic_int8 import rounded
+    from svrt.kernels.int8 import int8_weights
 
     rows = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     rows *= np.array([[1e-6], [1], [1e4], [1], [0]], np.float32)
-    steps, scales = rounded(rows)
+    steps, scales = int8_weights(rows)
+    scales = scales[:, None]
     assert (steps.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (5, 1))
     assert np.abs(steps).max(axis=1).tolist() == [127, 127, 127, 127, 0]
     assert (np.abs(steps * scales - rows) <= scales * 0.5001).all()

@@ -19,10 +19,11 @@ from ...errors import EngineError
 
 # Each module is imported only when it is wanted. "auto" tries the GPU's in this order.
 GPU_BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
+QUANTIZED = "openvino-int8"
 CPU_BACKENDS = {
     "openvino": ".openvino",
     "openvino-fp32": ".openvino",
-    "openvino-int8": ".openvino",
+    QUANTIZED: ".openvino",
     "ncnn": ".ncnn",
     "onnxruntime": ".onnxruntime",
 }

@@ -11,8 +11,9 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
+from ...kernels.int8 import int8_weights
+
 GROUP = 128  # channels of a row that share a scale: 32 take a sixth longer, and are no closer
-LIMIT = 127  # symmetric: -128 is not used
 
 
 def quantize_products(graph: ov.Model) -> None:
@@ -24,21 +25,14 @@ def quantize_products(graph: ov.Model) -> None:
     products = [(node, matrix) for node, matrix in found if matrix is not None]
     for product, matrix in products[1:-1]:
         how, weights = product.get_attributes(), np.asarray(matrix.data, np.float32)
-        steps, scales = rounded(weights if how["transpose_b"] else np.ascontiguousarray(weights.T))
-        dequantized = opset.multiply(opset.convert(opset.constant(steps), "f32"), opset.constant(scales))
+        whole, steps = int8_weights(weights if how["transpose_b"] else np.ascontiguousarray(weights.T))
+        dequantized = opset.multiply(opset.convert(opset.constant(whole), "f32"), opset.constant(steps[:, None]))
         readers = product.output(0).get_target_inputs()
         anew = opset.matmul(product.input_value(0), dequantized, how["transpose_a"], True)
         anew.set_friendly_name(product.get_friendly_name())
         for reader in readers:
             reader.replace_source_output(anew.output(0))
     graph.validate_nodes_and_infer_types()
-
-
-def rounded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [out, in] as int8 [out, in] and float32 [out, 1], whose product it nearly is."""
-    scales = np.abs(rows).max(axis=1, keepdims=True) / LIMIT
-    scales[scales == 0] = 1
-    return np.rint(rows / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def _matrix(node: ov.Node) -> ov.Node | None:

@@ -50,9 +50,7 @@ def mapped(
             layers = _kept(topology)
             if layers is None:
                 store.say(f"converting {path.name} to OpenVINO's format{', in int8' if quantized else ''} (once)")
-                as_float32(graph)
-                if quantized:
-                    quantize_products(graph)
+                as_float32(graph, quantized=quantized)
                 layers = _write(graph, topology)
         with topology.with_suffix(".bin").open("rb") as handle:
             weights = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -109,8 +107,8 @@ def _write(graph: ov.Model, topology: Path) -> bytes:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def as_float32(graph: ov.Model) -> None:
-    """Let a float16 graph compute in float32, from constants that are what they were."""
+def as_float32(graph: ov.Model, *, quantized: bool) -> None:
+    """Let a float16 graph compute in float32, from constants that are what they were, or `quantized` ones."""
     for constant in _float16(graph, "Constant"):
         readers = constant.output(0).get_target_inputs()
         wide = opset.convert(constant, "f32")
@@ -119,6 +117,8 @@ def as_float32(graph: ov.Model) -> None:
     for conversion in _float16(graph, "Convert"):
         conversion.set_attribute("destination_type", "f32")
     graph.validate_nodes_and_infer_types()
+    if quantized:
+        quantize_products(graph)
 
 
 def _said_to_be_compressed(layers: bytes) -> bytes:

@@ -17,12 +17,11 @@ from openvino import opset13 as opset
 
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import EngineStore, UnsuitedError
-from .dynamic_int8 import GROUP, quantize_products
+from . import QUANTIZED, EngineStore, UnsuitedError
+from .dynamic_int8 import GROUP
 from .mapped_weights import as_float32, is_large, mapped
 
 FLOAT32_ONLY = "openvino-fp32"
-QUANTIZED = "openvino-int8"
 DYNAMIC = "dynamic int8"  # what `precision` says of that
 # OpenVINO's names of the types that it computes in, and ours.
 _PRECISIONS = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
@@ -78,8 +77,7 @@ class OpenVinoEngine:
                 graph, self._weights = found
             elif quantized:
                 graph = core.read_model(str(path))  # anew: the other may be half written
-                as_float32(graph)
-                quantize_products(graph)
+                as_float32(graph, quantized=True)
             elif hint == "bf16" and (split := _in_two_parts(graph)) is not None:
                 graph, self._in_two_parts = split, True
             model = core.compile_model(graph, "CPU", options)

@@ -27,16 +27,13 @@ import numpy as np
 from ...bundle import GRAPH_COSINE
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import ANYWHERE, CPU_BACKENDS, Engine, EngineStore, UnsuitedError, load_one, package_of
+from . import ANYWHERE, CPU_BACKENDS, QUANTIZED, Engine, EngineStore, UnsuitedError, load_one, package_of
 from .files import digest_of, locked, write_whole
 
 RECIPE = 5  # of the trial: raised when it judges differently, so that what was remembered is not used
 RUNS = 5  # timed, after one that is not; the shortest counts, as whatever else runs can only lengthen one
 PATIENCE_S = 3.0  # seconds of timed runs of a backend: none begins later
 WORTH = 0.9  # of ONNX Runtime's time, at most, for another to be taken: a second library takes memory of its own
-COARSEST = (
-    "openvino-int8"  # which takes as much less than any other, or is not taken: its error is four times bfloat16's
-)
 SEED = 0
 AMPLITUDES = (1.0, 8.0, 64.0)  # of the noise, by place in the batch: graphs read anything from units to grey levels
 ROUNDING = {"openvino": "openvino-fp32"}  # backends that may round to bfloat16, and the same without
@@ -183,7 +180,10 @@ class _Trial:
         agreeing = {name: entry for name, entry in entries.items() if entry.agrees}
         if not agreeing:
             raise EngineError(next(iter(failed.values()), f"{self.path}: no backend here runs it as it should"))
-        weights = {ANYWHERE: WORTH, COARSEST: 1 / WORTH}
+        weights = {
+            ANYWHERE: WORTH,
+            QUANTIZED: 1 / WORTH,
+        }  # int8 rounds four times as much as bfloat16: it must be worth it
         times = {name: entry.ms * weights.get(name, 1) for name, entry in agreeing.items()}
         return Outcome(self.key, min(times, key=times.__getitem__), entries, failed)
 
