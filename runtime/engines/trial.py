@@ -180,10 +180,8 @@ class _Trial:
         agreeing = {name: entry for name, entry in entries.items() if entry.agrees}
         if not agreeing:
             raise EngineError(next(iter(failed.values()), f"{self.path}: no backend here runs it as it should"))
-        weights = {
-            ANYWHERE: WORTH,
-            QUANTIZED: 1 / WORTH,
-        }  # int8 rounds four times as much as bfloat16: it must be worth it
+        # int8 rounds four times as much as bfloat16, and must be worth that.
+        weights = {ANYWHERE: WORTH, QUANTIZED: 1 / WORTH}
         times = {name: entry.ms * weights.get(name, 1) for name, entry in agreeing.items()}
         return Outcome(self.key, min(times, key=times.__getitem__), entries, failed)
 
