@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "inspection": {"errors", "bundle"},
     "kernels": {"errors"},
     "runtime": {"errors", "bundle", "kernels"},
-    "models": {"errors", "bundle"},
+    "models": {"errors", "bundle", "kernels"},  # how weights become int8
     "models/pocket": {"errors", "bundle", "kernels", "models", "runtime"},  # its training samples as the runtime does
     "exporter": {"errors", "records", "bundle", "kernels", "models", "runtime"},  # runtime: for parity
     "doctor": {"errors", "bundle", "cache", "runtime"},
