@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -306,6 +307,16 @@ def test_of_two_processes_one_tries(machine, graph):
     machine.load(graph)
     waiting.join()
     assert machine.said[0] == f"waiting for another process that tries backends in {machine.store.cache}"
+
+
+def test_a_processor_is_known_by_what_it_can_do(tmp_path):
+    text = "processor : 0\nmodel name\t: X\ncpu MHz\t: 2594.3\nflags\t\t: fpu avx512_bf16\n\nprocessor : 1\n"
+    (tmp_path / "a").write_text(text)
+    (tmp_path / "b").write_text(text.replace("2594.3", "3100.0"))
+    (tmp_path / "c").write_text(text.replace(" avx512_bf16", ""))
+    a, b, c = (trial.processor(tmp_path / name) for name in "abc")
+    assert a == b != c
+    assert trial.processor(tmp_path / "none") == os.uname().machine
 
 
 def test_what_is_installed_is_told_without_importing_it():

@@ -25,7 +25,6 @@ CPU_BACKENDS = {
     "openvino-fp32": ".openvino",
     QUANTIZED: ".openvino",
     "ncnn": ".ncnn",
-    "ncnn-bf16": ".ncnn",
     "onnxruntime": ".onnxruntime",
 }
 BACKENDS = {**GPU_BACKENDS, **CPU_BACKENDS}

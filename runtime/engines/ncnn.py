@@ -1,6 +1,6 @@
-"""ncnn on the processor: 3 x 3 convolutions by Winograd's way, F(4 x 4, 3 x 3), a quarter of the products.
+"""ncnn on the processor: 3 x 3 convolutions by Winograd's way, F(4 x 4, 3 x 3), a quarter of the products in float32.
 
-It runs VGG-16 and graphs like it, which are converted as they are loaded (`ncnn_model`), in float32 or in bfloat16.
+It runs VGG-16 and graphs like it, which are converted as they are loaded (`ncnn_model`).
 """
 
 from __future__ import annotations
@@ -12,39 +12,33 @@ import ncnn
 import numpy as np
 
 from ...errors import EngineError
-from ..processors import multiplies_bfloat16, usable_processors
+from ..processors import usable_processors
 from . import EngineStore, UnsuitedError
 from .ncnn_model import converted
 from .onnx_chain import Chain, NotAChainError, read
 
-BFLOAT16 = "ncnn-bf16"
 # ncnn computes in these wherever a processor has them, unless told otherwise.
-_BFLOAT16_OPTIONS = ("use_bf16_packed", "use_bf16_storage")
-_ROUNDING = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", *_BFLOAT16_OPTIONS)
+ROUNDING = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
 
 
 class NcnnEngine:
-    """A chain of convolutions; see `svrt.runtime.engines.Engine`. Images go through one at a time.
+    """A chain of convolutions; see `svrt.runtime.engines.Engine`. Images go through one at a time."""
 
-    In bfloat16 the first convolution stays in float32: it has one product in 180, and of what moves the distances
-    between motion maps two thirds come in by it (`openvino._in_two_parts`).
-    """
-
+    name = "ncnn"
     device = "cpu"
+    precision = "fp32"
 
-    def __init__(self, path: Path, chain: Chain, name: str = "ncnn") -> None:
-        self.path, self.name, self._output = path, name, chain.output
-        rounded = name == BFLOAT16
-        self.precision = "bf16" if rounded else "fp32"
+    def __init__(self, path: Path, chain: Chain) -> None:
+        self.path, self._output = path, chain.output
         self.inputs = {chain.input: chain.shape}
         self._net = ncnn.Net()
         options = self._net.opt
         options.num_threads = usable_processors()
         options.use_vulkan_compute = False
-        for option in _ROUNDING:
-            if hasattr(options, option):
-                setattr(options, option, rounded and option in _BFLOAT16_OPTIONS)
-        model = converted(path, chain, first_in_float32=rounded)
+        for name in ROUNDING:
+            if hasattr(options, name):
+                setattr(options, name, False)
+        model = converted(path, chain)
         self._blob = model.output
         # Weights are read from a file alone; this one lies in memory, so that no card is written to at each start.
         try:
@@ -78,13 +72,11 @@ class NcnnEngine:
         return np.array(found)
 
 
-def load(path: Path, backend: str, _precision: str, _store: EngineStore | None) -> NcnnEngine:
+def load(path: Path, _backend: str, _precision: str, _store: EngineStore | None) -> NcnnEngine:
     """Load the graph at `path`; see `svrt.runtime.engines.load`. Raises `UnsuitedError` for other graphs."""
     if not hasattr(os, "memfd_create"):
         raise UnsuitedError("ncnn is used on Linux alone")
-    if backend == BFLOAT16 and not multiplies_bfloat16():
-        raise UnsuitedError(f"{path}: this processor does not multiply bfloat16")
     try:
-        return NcnnEngine(path, read(path), backend)
+        return NcnnEngine(path, read(path))
     except NotAChainError as exc:
         raise UnsuitedError(f"{exc}; ncnn runs graphs such as VGG-16's here") from exc

@@ -17,10 +17,9 @@ from .onnx_chain import Chain, Node
 
 MAGIC = 7767517  # first line of a text
 AS_FLOAT32 = struct.pack("<I", 0)  # before the weights of a layer
-PASSED_OVER = ("Identity", "Cast")  # a graph's own rounding; ncnn is told by options what to compute in
+PASSED_OVER = ("Identity", "Cast")  # all is computed in float32, whatever a graph rounds to between
 END = ["GlobalAveragePool", "Flatten"]  # one layer in ncnn: what is pooled over the whole map is flat
 FILTERS, KERNEL, PADDING, BIAS, SIZE, ACTIVATION = 0, 1, 4, 5, 6, 9  # of Convolution
-FEATURES, NOT_IN_BFLOAT16 = 31, 1 << 2  # of any layer: what it is not to use, a bit each
 
 
 @dataclass
@@ -41,17 +40,14 @@ class Model:
     output: str
 
 
-def converted(path: Path, chain: Chain, *, first_in_float32: bool = False) -> Model:
-    """The model of a graph of images [batch, channels, height, width], its first layer in float32 whatever the others
-    are computed in. Raises `UnsuitedError` for other graphs."""
+def converted(path: Path, chain: Chain) -> Model:
+    """The model of a graph of images [batch, channels, height, width]. Raises `UnsuitedError` for other graphs."""
     if len(chain.shape) != 4 or None in chain.shape[1:]:
         raise UnsuitedError(f"{path}: ncnn runs graphs such as VGG-16's here, of images, not of {list(chain.shape)}")
     _, channels, height, width = chain.shape
     value = chain.input
     lines = [f"Input {value} 0 1 {value} 0={width} 1={height} 2={channels}"]
     layers = _layers(path, chain)
-    if first_in_float32:
-        layers[0].parameters[FEATURES] = NOT_IN_BFLOAT16
     for at, layer in enumerate(layers):
         parameters = " ".join(f"{number}={given}" for number, given in layer.parameters.items())
         lines.append(f"{layer.kind} layer{at} 1 1 {value} value{at} {parameters}")

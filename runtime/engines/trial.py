@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import re
 import shutil
 import tempfile
 import time
@@ -24,7 +26,7 @@ import numpy as np
 
 from ...bundle import GRAPH_COSINE
 from ...errors import EngineError
-from ..processors import processor, usable_processors
+from ..processors import usable_processors
 from . import ANYWHERE, CPU_BACKENDS, QUANTIZED, Engine, EngineStore, UnsuitedError, load_one, package_of
 from .files import digest_of, locked, write_whole
 
@@ -36,6 +38,7 @@ SEED = 0
 AMPLITUDES = (1.0, 8.0, 64.0)  # of the noise, by place in the batch: graphs read anything from units to grey levels
 ROUNDING = {"openvino": "openvino-fp32"}  # backends that may round to bfloat16, and the same without
 _APART = ".trial-"
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class _CpuEngine(Engine, Protocol):
@@ -100,6 +103,16 @@ def installed() -> dict[str, str]:
             except PackageNotFoundError:  # of a board's own packages, or under another name
                 found[backend] = ""
     return found
+
+
+def processor(cpuinfo: Path = CPUINFO) -> str:
+    """What the first processor is and can do, as the kernel says; the architecture where it says nothing."""
+    try:
+        first = cpuinfo.read_text(errors="replace").split("\n\n")[0]
+    except OSError:
+        first = ""
+    wanted = r"^(?:model name|flags|Features|CPU (?:implementer|part))\s*:.*$"
+    return " ".join([platform.machine(), *re.findall(wanted, first, re.MULTILINE)])
 
 
 class _Trial:
