@@ -149,6 +149,11 @@ def test_saved_weights_reload_in_transformers_and_peft_with_the_same_outputs(
         assert torch.equal(adapted(ids).logits, loaded.decoder(ids).logits)
     made, kept = (get_peft_model_state_dict(d.decoder, save_embedding_layers=False) for d in (describer, loaded))
     assert all(torch.equal(tensor.half(), kept[name].half()) for name, tensor in made.items())
+    again = weights.new_describer(smollm_path(), torch.bfloat16)
+    weights.load_into(again, tmp_path)
+    held = {name: p.half() for name, p in again.named_parameters() if p.requires_grad and ".predictor." not in name}
+    other = [n for n, p in describer.named_parameters() if n in held and not torch.equal(p.half(), held[n])]
+    assert {name.split(".")[0] for name in held} == {"encoder", "projector", "decoder"} and other == []
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"altered")
     assert weights.wrong_sums(tmp_path) == ["encoder/model.safetensors"]
 
@@ -283,6 +288,11 @@ def test_what_is_made_ahead_comes_in_order_whoever_makes_it(processes: int) -> N
 def test_clips_whose_ball_touches_the_board_are_drawn_less_often() -> None:
     bank, swish = Shot("make", "left", ("backboard", "net"), "down"), Shot("make", "left", ("net",), "down")
     assert drawn_as_often([bank, swish, None]).tolist() == pytest.approx([1 / 6, 5 / 12, 5 / 12])
+
+
+def test_balls_from_above_are_drawn_as_often_as_asked() -> None:
+    above, left = Shot("miss", "top", ("rim",), "left"), Shot("miss", "left", ("rim",), "left")
+    assert drawn_as_often([above, left, None], above=6).tolist() == pytest.approx([6 / 8, 1 / 8, 1 / 8])
 
 
 def test_misses_are_drawn_more_often_than_made_shots_and_those_that_look_made_most() -> None:

@@ -5,8 +5,9 @@
 
 The first is mask-denoising on footage alone, then seeing: heads that are not shipped ask the encoder where ball and
 ring are and what the shot was. The second freezes the encoder, as SV3.3B does, and teaches projector and LoRA to say
-it. `decoder --denoised` leaves the seeing out, which is the paper's recipe to the letter; `decoder --folds 5` writes no
-weights and cross-validates over all labelled clips instead. Ctrl-C keeps the last step; the same command goes on from
+it. `decoder --denoised` leaves the seeing out, which is the paper's recipe to the letter; `decoder --after FOLDER` goes
+on with finished weights, their encoder as it is; `decoder --folds 5` writes no weights and cross-validates over all
+labelled clips instead. Ctrl-C keeps the last step; the same command goes on from
 there. The curve is `curve.tsv` beside the checkpoints, in the cache.
 
 `--device cuda` trains on a GPU, with as many processes as `--threads` says to feed it (not run on hardware yet).
@@ -53,6 +54,7 @@ from .trainer import PHASES, Batch, Phase, Trainer, save_model, save_state, stac
 REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.15  # of a batch while seeing; the rest is rendered
 SPOKEN_REAL_SHARE, SPOKEN_ELSEWHERE_SHARE = 0.45, 0.22  # the same while speaking
 BOARD_WEIGHT = 0.4  # how often a clip whose ball touches the board is drawn, against 1 (see the weights' card)
+ABOVE_WEIGHT = 6.0  # the same, while speaking, of a ball from above (see the card)
 FOOLING_WEIGHT = 2.5  # the same for a rendered miss whose ball seems to fall through the net
 MADE_SHARE = 0.45  # of the shots drawn: at 0.54 to 0.59, as they come, the model said "made" when it could not tell
 RENDERED, ELSEWHERE = 5000, 1200
@@ -62,6 +64,7 @@ SAVE_EVERY_S = 30
 WATCH_EVERY = 200
 ALL_TOKENS_FROM = 0.92  # share of each round of "see" after which no token is left out
 ALL_TOKENS_ROUND = 2  # from this round on (0 is the first) none is
+RATE_AFTER = 0.4  # of the rate, where finished weights are gone on with
 RATES: dict[Phase, float] = {"denoise": 6e-4, "see": 6e-4, "speak": 1e-3}
 
 
@@ -98,9 +101,15 @@ class Schedule:
         return rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95)))
 
 
-def drawn_as_often(shots: Sequence[Shot | None], fooling: Sequence[bool] | None = None) -> np.ndarray:
-    """The chance of each clip to be drawn, float64 [N], sum 1; `fooling` marks misses that look like made shots."""
+def drawn_as_often(
+    shots: Sequence[Shot | None], fooling: Sequence[bool] | None = None, *, above: float = 1.0
+) -> np.ndarray:
+    """The chance of each clip to be drawn, float64 [N], sum 1.
+
+    `fooling` marks misses that look like made shots; `above` is how often a ball from above is drawn, against 1.
+    """
     chance = np.array([BOARD_WEIGHT if shot and "backboard" in shot.contacts else 1.0 for shot in shots])
+    chance[np.array([shot is not None and shot.entry == "top" for shot in shots])] *= above
     if fooling is not None:
         chance[np.array(fooling)] *= FOOLING_WEIGHT
     made, missed = (np.array([shot is not None and shot.outcome == what for shot in shots]) for what in OUTCOMES)
@@ -255,10 +264,10 @@ def run_encoder_phase(
 
 def train_decoder(args: argparse.Namespace, run: Path) -> None:
     """Phase two: "speak" on the frozen encoder; writes the weights and scores them."""
-    name = "denoised" if args.denoised else "seen"
-    encoder = after_phase_one(run, name)
-    trainer = trainer_after(encoder, args)
-    checkpoint = run / f"decoder-{name}-{digest_of_speech(encoder, args)}.pt"
+    name = "spoken" if args.after else "denoised" if args.denoised else "seen"
+    begins = args.after / weights.ADAPTER_NAME if args.after else after_phase_one(run, name)
+    trainer = trainer_after(begins, args)
+    checkpoint = run / f"decoder-{name}-{digest_of_speech(begins, args)}.pt"
     data = load_data(args)
     features = {
         "real": variants(trainer, data.real, args.variants, run, processes(args)),
@@ -278,8 +287,8 @@ def speak(
     trainer: Trainer, features: dict[str, Features], args: argparse.Namespace, checkpoint: Path | None, log: Log
 ) -> None:
     """The rest of "speak", to the averaged weights."""
-    schedule = Schedule((args.speak_steps,), RATES["speak"])
-    chances = {kind: drawn_as_often(views.shots) for kind, views in features.items()}
+    schedule = Schedule((args.speak_steps,), RATES["speak"] * (RATE_AFTER if args.after else 1))
+    chances = {kind: drawn_as_often(views.shots, above=ABOVE_WEIGHT) for kind, views in features.items()}
 
     def step() -> dict[str, float]:
         rng = np.random.default_rng((trainer.seed, PHASES.index("speak"), trainer.step))
@@ -362,11 +371,14 @@ def after_phase_one(run: Path, name: str) -> Path:
 
 
 def trainer_after(path: Path, args: argparse.Namespace) -> Trainer:
-    """A trainer about to speak, with the weights that phase one left in `path`."""
+    """A trainer about to speak, with the weights that phase one left in `path`, or with those in `args.after`."""
     torch.manual_seed(args.seed)
     trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed, device=args.device)
-    state = torch.load(path, weights_only=True, map_location=args.device)
-    trainer.describer.load_state_dict(state["model"], strict=False)
+    if args.after:
+        weights.load_into(trainer.describer, args.after)
+    else:
+        state = torch.load(path, weights_only=True, map_location=args.device)
+        trainer.describer.load_state_dict(state["model"], strict=False)
     trainer.enter("speak")
     return trainer
 
@@ -401,6 +413,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
     parser.add_argument("--variants", type=int, default=12, help="augmentations of each real clip that speaking sees")
     parser.add_argument("--denoised", action="store_true", help="speak after denoising alone, without seeing")
+    parser.add_argument("--after", type=Path, help="folder of finished weights to speak on from, without phase one")
     parser.add_argument("--folds", type=int, default=0, help="cross-validate in this many parts, and write no weights")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or another that PyTorch knows")
     parser.add_argument("--seed", type=int, default=1)

