@@ -7,8 +7,8 @@ The first is mask-denoising on footage alone, then seeing: heads that are not sh
 ring are and what the shot was. The second freezes the encoder, as SV3.3B does, and teaches projector and LoRA to say
 it. `decoder --denoised` leaves the seeing out, which is the paper's recipe to the letter; `decoder --after FOLDER` goes
 on with finished weights, their encoder as it is; `decoder --folds 5` writes no weights and cross-validates over all
-labelled clips instead. Ctrl-C keeps the last step; the same command goes on from
-there. The curve is `curve.tsv` beside the checkpoints, in the cache.
+labelled clips instead. Ctrl-C keeps the last step; the same command goes on from there. The curve is `curve.tsv` beside
+the checkpoints, in the cache.
 
 `--device cuda` trains on a GPU, with as many processes as `--threads` says to feed it (not run on hardware yet).
 
@@ -265,7 +265,7 @@ def run_encoder_phase(
 def train_decoder(args: argparse.Namespace, run: Path) -> None:
     """Phase two: "speak" on the frozen encoder; writes the weights and scores them."""
     name = "spoken" if args.after else "denoised" if args.denoised else "seen"
-    begins = args.after / weights.ADAPTER_NAME if args.after else after_phase_one(run, name)
+    begins = args.after or after_phase_one(run, name)
     trainer = trainer_after(begins, args)
     checkpoint = run / f"decoder-{name}-{digest_of_speech(begins, args)}.pt"
     data = load_data(args)
@@ -343,10 +343,11 @@ def cross_validate(args: argparse.Namespace, run: Path) -> None:
         print(f"  temperature of the first word: {evaluate.fitted_temperature(said):.2f}")
 
 
-def digest_of_speech(encoder: Path, args: argparse.Namespace) -> str:
-    """Of what "speak" begins with, phase one's weights and the settings: another run's steps are not gone on with."""
+def digest_of_speech(begins: Path, args: argparse.Namespace) -> str:
+    """Of what "speak" begins with (`trainer_after`) and the settings: another run's steps are not gone on with."""
     settings = (args.seed, args.speak_steps, args.batch, args.variants)
-    return hashlib.sha256(encoder.read_bytes() + repr(settings).encode()).hexdigest()[:12]
+    weighed = begins / weights.SUMS_NAME if begins.is_dir() else begins
+    return hashlib.sha256(weighed.read_bytes() + repr(settings).encode()).hexdigest()[:12]
 
 
 def features_of_made(trainer: Trainer, data: Data, args: argparse.Namespace, run: Path) -> dict[str, Features]:
@@ -370,14 +371,14 @@ def after_phase_one(run: Path, name: str) -> Path:
     return path
 
 
-def trainer_after(path: Path, args: argparse.Namespace) -> Trainer:
-    """A trainer about to speak, with the weights that phase one left in `path`, or with those in `args.after`."""
+def trainer_after(begins: Path, args: argparse.Namespace) -> Trainer:
+    """A trainer about to speak, with what phase one left in the file `begins`, or finished weights of that folder."""
     torch.manual_seed(args.seed)
     trainer = Trainer(weights.new_describer(smollm_path(), torch.bfloat16), args.seed, device=args.device)
-    if args.after:
-        weights.load_into(trainer.describer, args.after)
+    if begins.is_dir():
+        weights.load_into(trainer.describer, begins)
     else:
-        state = torch.load(path, weights_only=True, map_location=args.device)
+        state = torch.load(begins, weights_only=True, map_location=args.device)
         trainer.describer.load_state_dict(state["model"], strict=False)
     trainer.enter("speak")
     return trainer
@@ -412,9 +413,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--speak-steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8, help="clips per step")
     parser.add_argument("--variants", type=int, default=12, help="augmentations of each real clip that speaking sees")
-    parser.add_argument("--denoised", action="store_true", help="speak after denoising alone, without seeing")
-    parser.add_argument("--after", type=Path, help="folder of finished weights to speak on from, without phase one")
-    parser.add_argument("--folds", type=int, default=0, help="cross-validate in this many parts, and write no weights")
+    begins = parser.add_mutually_exclusive_group()
+    begins.add_argument("--denoised", action="store_true", help="speak after denoising alone, without seeing")
+    begins.add_argument("--after", type=Path, help="folder of finished weights to speak on from, without phase one")
+    begins.add_argument("--folds", type=int, default=0, help="cross-validate in this many parts, and write no weights")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or another that PyTorch knows")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)

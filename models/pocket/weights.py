@@ -90,10 +90,7 @@ def save(describer: Describer, folder: Path, vgg: Path | None = None) -> None:
     _write_json(folder / "encoder" / "config.json", _plain_config())
     _write(folder / "projector" / "model.safetensors", describer.projector.state_dict())
     adapted = cast(PeftModel, describer.decoder)
-    _write(
-        folder / ADAPTER_NAME,
-        get_peft_model_state_dict(adapted, save_embedding_layers=False),
-    )
+    _write(folder / ADAPTER_NAME, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     settings = adapted.peft_config["default"].to_dict()
     settings.update(base_model_name_or_path=BASE_NAME, inference_mode=True, target_modules=sorted(LORA_TARGETS))
     _write_json(folder / "adapter" / "adapter_config.json", settings)
