@@ -45,6 +45,13 @@ def test_spans_mark_the_words_that_carry_attributes() -> None:
     assert words == ["Made shot", "from the left", "the rim, then the net", "drops down"]
 
 
+def test_the_sides_part_at_one_word_so_that_each_is_weighed_against_each() -> None:
+    words = [caption(Shot("make", side, ("net",), "down")).text.split() for side in ("left", "right", "top", "front")]
+    rows = list(zip(*words, strict=True))
+    differ = [at for at, row in enumerate(rows) if len(set(row)) > 1]
+    assert len(differ) == 1 and len(set(rows[differ[0]])) == 4
+
+
 def test_a_mirrored_shot_swaps_left_and_right_and_nothing_else() -> None:
     shot = Shot("miss", "left", ("backboard", "rim"), "right")
     assert shot.mirrored() == Shot("miss", "right", ("backboard", "rim"), "left")

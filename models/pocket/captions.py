@@ -20,10 +20,11 @@ OUTCOME_WORDS: dict[Outcome, tuple[str, ...]] = {
     "make": ("Made shot", "Made basket", "Made"),
     "miss": ("Missed shot", "Missed basket", "Missed"),
 }
+# Sides part at one and the same word: "from above" would be weighed against "from the", all the others together.
 ENTRY_WORDS: dict[Entry, tuple[str, ...]] = {
     "left": ("from the left",),
     "right": ("from the right",),
-    "top": ("from above",),
+    "top": ("from the top",),
     "front": ("from the front",),
     "unseen": ("from out of view",),
 }

@@ -54,7 +54,7 @@ from .trainer import PHASES, Batch, Phase, Trainer, save_model, save_state, stac
 REAL_SHARE, ELSEWHERE_SHARE = 0.38, 0.15  # of a batch while seeing; the rest is rendered
 SPOKEN_REAL_SHARE, SPOKEN_ELSEWHERE_SHARE = 0.45, 0.22  # the same while speaking
 BOARD_WEIGHT = 0.4  # how often a clip whose ball touches the board is drawn, against 1 (see the weights' card)
-ABOVE_WEIGHT = 6.0  # the same, while speaking, of a ball from above (see the card)
+ABOVE_WEIGHT = 4.0  # the same, while speaking, of a ball from above (see the card)
 FOOLING_WEIGHT = 2.5  # the same for a rendered miss whose ball seems to fall through the net
 MADE_SHARE = 0.45  # of the shots drawn: at 0.54 to 0.59, as they come, the model said "made" when it could not tell
 RENDERED, ELSEWHERE = 5000, 1200
