@@ -577,15 +577,24 @@ def compare_benches(
 
 
 def main() -> None:
-    """Entry point: runs a command and turns what a user can mend into one line and an exit code."""
+    """Entry point: runs a command, turns what a user can mend into one line, and ends the process with its exit code.
+
+    It ends at once: what the libraries would take down one by one, the kernel takes back whole.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still gets its text
+    code = 0
     try:
-        app()
+        try:
+            app()
+        except SystemExit as done:  # how typer ends a command
+            code = done.code if isinstance(done.code, int) else int(done.code is not None)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except SvrtError as exc:
         _say(f"error: {exc}")
-        sys.exit(exc.exit_code)
+        code = exc.exit_code
     except OSError as exc:  # a full disk behind `>`; files of ours raise SvrtError
         _say(f"error: cannot write the result: {exc.strerror or exc}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at exit
-        sys.exit(OutputError.exit_code)
+        code = OutputError.exit_code
+    os._exit(code)
