@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from svrt.exporter.recipe import read_recipe
-from svrt.models.pocket import renderer, weights
+from svrt.models.pocket import renderer, train, weights
 from svrt.models.pocket.captions import PartialShot, caption, parse
 from svrt.models.pocket.dataset import (
     Sample,
@@ -120,13 +120,20 @@ def test_a_checkpoint_of_speaking_holds_no_encoder(trained: tuple[Trainer, list[
     assert names == {"projector", "decoder"}
 
 
-def test_another_encoder_or_other_settings_begin_to_speak_anew(tmp_path: Path) -> None:
+def test_another_encoder_other_settings_or_words_begin_to_speak_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"seed": 1, "speak_steps": 600, "batch": 8, "variants": 12}
     (tmp_path / "seen.pt").write_bytes(b"encoder")
     first = digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**settings))
     assert first == digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**settings))
     for name in settings:
         assert first != digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**{**settings, name: 3}))
+    words = tmp_path / "captions.py"
+    words.write_bytes(train.SPOKEN_BY[0].read_bytes().replace(b"from the top", b"from above"))
+    with monkeypatch.context() as other:
+        other.setattr(train, "SPOKEN_BY", (words, *train.SPOKEN_BY[1:]))
+        assert first != digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**settings))
     (tmp_path / "seen.pt").write_bytes(b"encoder, trained further")
     assert first != digest_of_speech(tmp_path / "seen.pt", argparse.Namespace(**settings))
 

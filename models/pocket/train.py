@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 import torch
 
-from . import evaluate, weights
+from . import captions, evaluate, weights
 from .dataset import (
     Sample,
     StoredClip,
@@ -65,6 +65,7 @@ WATCH_EVERY = 200
 ALL_TOKENS_FROM = 0.92  # share of each round of "see" after which no token is left out
 ALL_TOKENS_ROUND = 2  # from this round on (0 is the first) none is
 RATE_AFTER = 0.4  # of the rate, where finished weights are gone on with
+SPOKEN_BY = (Path(captions.__file__), Path(__file__))  # what is said of a clip, and how often it is drawn
 RATES: dict[Phase, float] = {"denoise": 6e-4, "see": 6e-4, "speak": 1e-3}
 
 
@@ -344,10 +345,11 @@ def cross_validate(args: argparse.Namespace, run: Path) -> None:
 
 
 def digest_of_speech(begins: Path, args: argparse.Namespace) -> str:
-    """Of what "speak" begins with (`trainer_after`) and the settings: another run's steps are not gone on with."""
+    """Of what "speak" begins with (`trainer_after`), the settings and the code: other steps are not gone on with."""
     settings = (args.seed, args.speak_steps, args.batch, args.variants)
     weighed = begins / weights.SUMS_NAME if begins.is_dir() else begins
-    return hashlib.sha256(weighed.read_bytes() + repr(settings).encode()).hexdigest()[:12]
+    parts = [weighed.read_bytes(), repr(settings).encode(), *(source.read_bytes() for source in SPOKEN_BY)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def features_of_made(trainer: Trainer, data: Data, args: argparse.Namespace, run: Path) -> dict[str, Features]:
