@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DecoderError
+from .mapped_pages import give_back
 from .processors import usable_processors
 
 _LOG_ERROR = 4  # ggml.h, GGML_LOG_LEVEL_ERROR
@@ -40,6 +41,7 @@ _SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 # 260 tokens/s. Alone on the machine it costs 4 %. OpenMP itself uses 1,000 when it knows that threads outnumber cores.
 _SPINS = "1000"
 _SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+_GIVEN_BACK_EACH = 0.05  # of a file that is arranged anew: as much of it lies in memory twice
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,24 @@ class _Log:
         """The first error, without the name of the function it comes from: later ones only tell how far it rose."""
         first = next((line for line in self._errors if line), "llama.cpp gives no reason")
         return first.partition(": ")[2].removeprefix("error loading model: ") or first
+
+
+class _ReadOnce:
+    """What llama.cpp calls while it arranges a mapped file's weights anew: what was read of the file is given back."""
+
+    def __init__(self, gguf: Path) -> None:
+        self._gguf, self._next = gguf, 0.0
+        self.stopped: BaseException | None = None
+
+    def __call__(self, progress: float, _: Any) -> bool:
+        """Whether to go on, at `progress` from 0 to 1; at 1 the file may be mapped no more."""
+        try:
+            if self._next <= progress < 1:
+                give_back(self._gguf)
+                self._next = progress + _GIVEN_BACK_EACH
+        except BaseException as exc:  # Ctrl-C, which ctypes would drop
+            self.stopped = exc
+        return self.stopped is None
 
 
 _log = _Log()
@@ -161,11 +181,11 @@ class Decoder:
 
     `prefix` and `suffix` surround the video tokens; special tokens in them are parsed, and a bos token is put first
     where the model's metadata asks for one. `video_tokens` is the most a clip may have and, with `max_tokens`, sizes
-    the cache. `repacked` says that llama.cpp arranges the weights anew for a processor (`is_repacked`): the file is
-    then read and not mapped, or both copies would lie in memory. `answers` are the words a text can begin with, whose
-    first tokens must differ, and `temperature` what their logits are divided by: see `Generation`. `threads` generate,
-    `prefill_threads` prefill, as those multiply matrices where generation waits for memory; both default to the
-    processors this process may use. `n_batch` bounds the tokens computed at once.
+    the cache. `repacked` says that llama.cpp arranges the weights anew for a processor (`is_repacked`): what it has
+    read of the mapped file is then given back as it goes, or both copies would lie in memory. `answers` are the words a
+    text can begin with, whose first tokens must differ, and `temperature` what their logits are divided by: see
+    `Generation`. `threads` generate, `prefill_threads` prefill, as those multiply matrices where generation waits for
+    memory; both default to the processors this process may use. `n_batch` bounds the tokens computed at once.
 
     Every layer runs on the GPU where llama.cpp was built with one. Decoding is greedy, so the same video tokens give
     the same text. One object serves one thread at a time.
@@ -314,10 +334,14 @@ class Decoder:
         parameters = model_parameters(lib)
         on_gpu = bool(lib.llama_supports_gpu_offload())
         parameters.n_gpu_layers = -1 if on_gpu else 0  # negative: every layer
-        if repacked and not on_gpu:
-            parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        read_once = _ReadOnce(self._path)
+        if repacked and parameters.use_extra_bufts and not on_gpu:
+            parameters.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+            parameters.progress_callback = lib.llama_progress_callback(read_once)
         _log.clear()
         model = lib.llama_model_load_from_file(os.fsencode(self._path), parameters)
+        if read_once.stopped is not None:  # before 1, so there is no model
+            raise read_once.stopped
         if not model:
             raise DecoderError(f"{self._path}: llama.cpp cannot load it: {_log.cause()}")
         return model
