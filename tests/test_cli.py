@@ -161,6 +161,17 @@ def test_a_terminal_without_utf8_still_gets_its_json(pocket, clip, tmp_path):
     assert done.returncode == 0 and json.loads(done.stdout)["clip"] == str(path)
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["describe", "absent.mp4"], 2)])
+def test_the_process_ends_with_the_command_and_loses_no_output(arguments, code):
+    """A library's thread that is still at work does not hold it, and what was printed into a pipe arrives."""
+    lines = "import sys, threading, time; from svrt.cli import main; sys.argv = ['svrt', *sys.argv[1:]]"
+    lines += "; threading.Thread(target=time.sleep, args=(300,)).start(); print('before'); main()"
+    done = subprocess.run([sys.executable, "-c", lines, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stdout.startswith("before\n")
+    assert "svrt 0." in done.stdout if code == 0 else "absent.mp4" in done.stderr
+
+
 def test_version_and_help():
     assert svrt("--version").stdout.startswith("svrt 0.")
     for command in ("export", "describe", "verify", "inspect", "plan"):
