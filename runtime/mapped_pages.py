@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")  # see proc(5)
@@ -20,18 +21,14 @@ def give_back(file: Path) -> None:
     say what is mapped nothing happens.
     """
     try:
-        lines = _MAPS.read_text(errors="surrogateescape").splitlines()
+        lines = _MAPS.read_bytes().splitlines()
     except OSError:  # not Linux
         return
-    of_file = f" {file.resolve()}"
-    for line in lines:
-        addresses, permissions, _ = line.split(" ", 2)
-        if permissions.startswith("r--") and line.endswith(of_file):
-            first, end = (int(address, 16) for address in addresses.split("-"))
-            _madvise()(first, end - first, mmap.MADV_DONTNEED)
-
-
-def _madvise() -> ctypes._NamedFuncPointer:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return madvise
+    of_file = b" " + os.fsencode(file.resolve())
+    for line in lines:
+        addresses, permissions, _ = line.split(b" ", 2)
+        if permissions.startswith(b"r--") and line.endswith(of_file):
+            first, end = (int(address, 16) for address in addresses.split(b"-"))
+            madvise(first, end - first, mmap.MADV_DONTNEED)

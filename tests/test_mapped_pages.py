@@ -29,7 +29,7 @@ def resident(file: Path) -> int:
 
 
 def test_pages_that_were_looked_at_count_until_they_are_given_back(tmp_path: Path) -> None:
-    one, other = tmp_path / "one two", tmp_path / "one"
+    one, other = tmp_path / "ein Wurf für drei", tmp_path / "ein"
     content = bytes(range(256)) * (4 * MIB // 256)
     for file in (one, other):
         file.write_bytes(content)
