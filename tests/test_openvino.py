@@ -159,9 +159,10 @@ def test_a_graph_that_begins_otherwise_stays_as_it_is(graphs):
 @pytest.fixture
 def large(monkeypatch, tmp_path):
     """Loads any graph as a large one; as a processor that multiplies bfloat16 does, if nothing else is asked."""
-    from svrt.runtime.engines import mapped_weights, openvino
+    from svrt.runtime.engines import compiled_graph, mapped_weights, openvino
 
-    monkeypatch.setattr(mapped_weights, "LARGE", 1)
+    for module in (compiled_graph, mapped_weights):
+        monkeypatch.setattr(module, "LARGE", 1)
 
     def load_mapped(graph, cache=tmp_path / "cache", stored="fp16", hint="bf16", quantized=False):
         store = EngineStore(cache, 1, say=said.append)

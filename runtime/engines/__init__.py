@@ -62,7 +62,7 @@ class EngineStore:
     graphs, `records` what its manifest says of them, by name relative to it: those were checked with the bundle.
     `digests` holds sha256 in hex, by file name, of graphs and their weights; what it lacks is hashed. `say` is told, a
     line each, of what takes long or went wrong. `quiet` returns once nothing else of the caller's runs: what is timed
-    waits for that.
+    waits for that. Where not `keeps`, what is written will not be read again.
     """
 
     cache: Path
@@ -73,6 +73,7 @@ class EngineStore:
     digests: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda _: None
     quiet: Callable[[], object] = lambda: None
+    keeps: bool = True
 
 
 def package_of(backend: str) -> str:

@@ -1,12 +1,9 @@
-"""OpenVINO on the processor: bfloat16 where that has it, which halves the time of a float32 product.
-
-Compiled models are not kept on disk: reading one back saves a third of a load that takes a second at full size, and
-costs a file as large as the weights.
-"""
+"""OpenVINO on the processor: bfloat16 where that has it, which halves the time of a float32 product."""
 
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from openvino import opset13 as opset
 from ...errors import EngineError
 from ..processors import usable_processors
 from . import QUANTIZED, EngineStore, UnsuitedError
+from .compiled_graph import CompiledGraph, Interface, is_small
 from .dynamic_int8 import GROUP
 from .mapped_weights import as_float32, is_large, mapped
 
@@ -31,7 +29,8 @@ class OpenVinoEngine:
     """A model compiled for the processor; see `svrt.runtime.engines.Engine`.
 
     `hint` is the type that OpenVINO is asked to compute in, "f32" or "bf16"; `precision` what it says it does.
-    With a `store`, a large float16 graph takes a third of the memory (`mapped_weights`).
+    With a `store`, a large float16 graph takes a third of the memory (`mapped_weights`), and a small graph is compiled
+    once (`compiled_graph`).
     Of a graph that begins with a convolution, as VGG-16 does, that one loses nothing to bfloat16 (`_in_two_parts`). It
     has one product in 180, but of what moves the distances between frames a third comes in by it, between motion maps
     two thirds: where a map is black, a mean of 124 is subtracted, and there bfloat16 has steps of a half.
@@ -61,45 +60,62 @@ class OpenVinoEngine:
             "NUM_STREAMS": 1,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if quantized else 0,
         }
+        self._weights: mmap.mmap | None = None  # has to stay mapped as long as the model
+        compiled = None if quantized or store is None else CompiledGraph(path, options, store)
         try:
             core = _core()
-            graph = core.read_model(str(path))
-            # Named now: compiled, an output goes by the names of what was fused into it too.
-            self._outputs = [tensor.any_name for tensor in graph.outputs]
-            self.inputs = {tensor.any_name: _shape(tensor.partial_shape) for tensor in graph.inputs}
-            self._weights: mmap.mmap | None = None
-            self._in_two_parts = False
-            large = stored == "fp16" and is_large(graph)
-            if quantized and not large:
-                raise UnsuitedError(f"{path}: {name} runs large float16 graphs alone")
-            found = mapped(core, graph, path, store, quantized=quantized) if large and store is not None else None
+            found = None if compiled is None else compiled.read(core)
             if found is not None:
-                graph, self._weights = found
-            elif quantized:
-                graph = core.read_model(str(path))  # anew: the other may be half written
-                as_float32(graph, quantized=True)
-            elif hint == "bf16" and (split := _in_two_parts(graph)) is not None:
-                graph, self._in_two_parts = split, True
-            model = core.compile_model(graph, "CPU", options)
+                model, self._interface, self._weights = found
+            else:
+                graph = core.read_model(str(path))
+                small = is_small(graph)
+                graph, self._interface = self._suited(core, graph, stored, hint, store, quantized=quantized)
+                model = core.compile_model(graph, "CPU", options)
+                if compiled is not None and store is not None and store.keeps and small:
+                    compiled.keep(model, self._interface)
             if self._weights is not None:
                 self._weights.madvise(mmap.MADV_DONTNEED)  # they are packed
             self._request = model.create_infer_request()
         except RuntimeError as exc:
             raise EngineError(f"{path}: OpenVINO cannot load it: {_reason(exc)}") from exc
+        self.inputs = self._interface.inputs
         computed = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         computed = _PRECISIONS.get(computed, computed)
         self.precision = DYNAMIC if quantized else stored if stored == "int8" else computed
 
+    def _suited(
+        self, core: ov.Core, graph: ov.Model, stored: str, hint: str, store: EngineStore | None, *, quantized: bool
+    ) -> tuple[ov.Model, Interface]:
+        """A graph as it is to be compiled, and its interface; `graph` is taken apart."""
+        # Named now: compiled, an output goes by the names of what was fused into it too.
+        outputs = [tensor.any_name for tensor in graph.outputs]
+        interface = Interface({tensor.any_name: _shape(tensor.partial_shape) for tensor in graph.inputs}, outputs)
+        large = stored == "fp16" and is_large(graph)
+        if quantized and not large:
+            raise UnsuitedError(f"{self.path}: {self.name} runs large float16 graphs alone")
+        if large and store is not None:
+            found = mapped(core, graph, self.path, store, quantized=quantized)
+            if found is not None:
+                graph, self._weights = found
+                return graph, interface
+        if quantized:
+            graph = core.read_model(str(self.path))  # anew: the other may be half written
+            as_float32(graph, quantized=True)
+        elif hint == "bf16" and (split := _in_two_parts(graph)) is not None:
+            return split, replace(interface, in_two_parts=True)
+        return graph, interface
+
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once. Raises `EngineError` where an input does not fit."""
         self._check(inputs)
-        if self._in_two_parts:
+        if self._interface.in_two_parts:
             inputs = {name: _operands(array) for name, array in inputs.items()}
         try:
             values = self._request.infer(inputs, share_inputs=True).to_tuple()
         except RuntimeError as exc:
             raise EngineError(f"{self.path}: OpenVINO cannot run it: {_reason(exc)}") from exc
-        return dict(zip(self._outputs, values, strict=True))
+        return dict(zip(self._interface.outputs, values, strict=True))
 
     def _check(self, inputs: dict[str, np.ndarray]) -> None:
         """OpenVINO converts other types, and takes an input by its place where the name is unknown."""

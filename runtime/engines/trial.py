@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import re
 import shutil
 import tempfile
 import time
@@ -26,7 +24,7 @@ import numpy as np
 
 from ...bundle import GRAPH_COSINE
 from ...errors import EngineError
-from ..processors import usable_processors
+from ..processors import processor, usable_processors
 from . import ANYWHERE, CPU_BACKENDS, QUANTIZED, Engine, EngineStore, UnsuitedError, load_one, package_of
 from .files import digest_of, locked, write_whole
 
@@ -38,7 +36,6 @@ SEED = 0
 AMPLITUDES = (1.0, 8.0, 64.0)  # of the noise, by place in the batch: graphs read anything from units to grey levels
 ROUNDING = {"openvino": "openvino-fp32"}  # backends that may round to bfloat16, and the same without
 _APART = ".trial-"
-CPUINFO = Path("/proc/cpuinfo")
 
 
 class _CpuEngine(Engine, Protocol):
@@ -94,25 +91,19 @@ def try_all(path: Path, precision: str, store: EngineStore) -> Outcome:
 
 def installed() -> dict[str, str]:
     """The version of each backend of the processor that is installed, in the order of `CPU_BACKENDS`."""
-    found = {}
-    for backend in CPU_BACKENDS:
-        package = package_of(backend)
-        if find_spec(package) is not None:
-            try:
-                found[backend] = version(package)
-            except PackageNotFoundError:  # of a board's own packages, or under another name
-                found[backend] = ""
-    return found
+    of_packages = {package: _version(package) for package in {package_of(backend) for backend in CPU_BACKENDS}}
+    of_backends = {backend: of_packages[package_of(backend)] for backend in CPU_BACKENDS}
+    return {backend: found for backend, found in of_backends.items() if found is not None}
 
 
-def processor(cpuinfo: Path = CPUINFO) -> str:
-    """What the first processor is and can do, as the kernel says; the architecture where it says nothing."""
+def _version(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    if find_spec(package) is None:
+        return None
     try:
-        first = cpuinfo.read_text(errors="replace").split("\n\n")[0]
-    except OSError:
-        first = ""
-    wanted = r"^(?:model name|flags|Features|CPU (?:implementer|part))\s*:.*$"
-    return " ".join([platform.machine(), *re.findall(wanted, first, re.MULTILINE)])
+        return version(package)
+    except PackageNotFoundError:  # of a board's own packages, or under another name
+        return ""
 
 
 class _Trial:
@@ -205,10 +196,10 @@ class _Trial:
             self.store.cache.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix=_APART, dir=self.store.cache, ignore_cleanup_errors=True)
         except OSError:  # said once, by whoever keeps what is found out
-            yield replace(self.store, say=lambda _: None)
+            yield replace(self.store, say=lambda _: None, keeps=False)
             return
         with folder as name:
-            yield replace(self.store, cache=Path(name), say=lambda _: None)
+            yield replace(self.store, cache=Path(name), say=lambda _: None, keeps=False)
 
     def _noise(self, shape: tuple[int | None, ...]) -> np.ndarray:
         filled = [side or self.batch for side in shape]
