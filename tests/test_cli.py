@@ -172,6 +172,18 @@ def test_the_process_ends_with_the_command_and_loses_no_output(arguments, code):
     assert "svrt 0." in done.stdout if code == 0 else "absent.mp4" in done.stderr
 
 
+@pytest.mark.parametrize("set_by_the_user", [None, "2"])
+def test_describe_leaves_the_processors_to_the_engines(set_by_the_user):
+    """NumPy's threads would spin beside them; it reads the variable once, while it is imported."""
+    lines = "import os, sys; from svrt.cli import app; sys.argv = ['svrt', 'describe', 'absent.mp4']"
+    lines += "; early = 'numpy' in sys.modules; app(standalone_mode=False)"
+    lines = f"try:\n {lines}\nfinally: print(early, 'numpy' in sys.modules, os.environ['OPENBLAS_NUM_THREADS'])"
+    variables = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    variables |= {"OPENBLAS_NUM_THREADS": set_by_the_user} if set_by_the_user else {}
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60, env=variables)
+    assert done.stdout.split() == ["False", "True", set_by_the_user or "1"]
+
+
 def test_version_and_help():
     assert svrt("--version").stdout.startswith("svrt 0.")
     for command in ("export", "describe", "verify", "inspect", "plan"):
@@ -187,6 +199,7 @@ def test_describe_loads_no_training_or_export_library(pocket, clip):
     loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert {"numpy", "cv2", "llama_cpp"} <= loaded
     assert {"onnxruntime", "openvino"} & loaded
+    assert "openvino.tools.ovc." not in done.stderr  # nor anything of the converter of models
     assert not loaded & {"torch", "transformers", "onnx", "sklearn", "peft", "gguf", "safetensors", "scipy", "pywt"}
 
 

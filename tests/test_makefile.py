@@ -36,3 +36,9 @@ def test_llama_cpp_is_installed_from_that_cache():
     # A file that is older than the project's asks for it to be made; nothing is run.
     lines = make("--dry-run", "--always-make", ".venv/.llama")
     assert f'--cache-dir "{llama_cache()}" install --verbose' in lines
+
+
+def test_every_package_is_compiled_where_it_is_installed():
+    packages = make("--eval", "shown: ; @echo '$(PACKAGES)'", "shown").split()
+    inside = [path.parent.relative_to(ROOT) for path in ROOT.glob("**/__init__.py") if ".venv" not in path.parts]
+    assert sorted(packages) == sorted(path.as_posix() for path in inside if path.parts[:1] != ("build",))
