@@ -1,4 +1,4 @@
-"""What a process that only describes spares itself: a tenth of the time before its first clip."""
+"""What a process that only describes spares itself."""
 
 from __future__ import annotations
 
