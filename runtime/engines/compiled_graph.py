@@ -60,7 +60,7 @@ class CompiledGraph:
             compiled = np.frombuffer(mapped, np.uint8, offset=HEADER)
             held = ov.Tensor(compiled, [len(compiled)], ov.Type.u8)
             return core.import_model(held, "CPU", self._options), interface, mapped
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
             return None
 
     def keep(self, model: ov.CompiledModel, interface: Interface) -> None:
