@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -147,6 +148,16 @@ def test_a_large_graph_is_compiled_each_time(graph, store, monkeypatch):
     monkeypatch.setattr(compiled_graph, "LARGE", 1)
     engine(graph, store)
     assert not store.cache.exists()
+
+
+def test_files_of_graphs_that_were_replaced_go_after_a_month(graph, store):
+    store.cache.mkdir()
+    for name, days in (("vgg16-old.blob", 31), ("vgg16-new.blob", 29), ("encoder-old.xml", 31)):
+        (store.cache / name).write_bytes(b"")
+        os.utime(store.cache / name, (time.time() - days * 86400,) * 2)
+    engine(graph, store)
+    left = [name for name in files(store) if "-new" in name or "-old" in name]
+    assert left == ["encoder-old.xml", "vgg16-new.blob"] and len(files(store)) == 4
 
 
 def test_where_it_cannot_be_kept_that_is_said_and_the_graph_runs(graph, store):

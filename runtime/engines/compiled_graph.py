@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import mmap
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..processors import processor
 from . import LARGE, EngineStore
 from .files import digest_of, locked, write_whole
 
+KEPT_S = 30 * 24 * 3600.0  # seconds since it was written; of a graph that is still used it is written again
 HEADER = 4096  # bytes before what OpenVINO wrote, which then lies as it would in a file of its own
 
 
@@ -64,7 +66,9 @@ class CompiledGraph:
             return None
 
     def keep(self, model: ov.CompiledModel, interface: Interface) -> None:
-        """Write the file, for the next process; `store.say` is told where it cannot be."""
+        """Write the file, for the next process, and remove those that are `KEPT_S` old: of graphs that an update
+        replaced nobody else would. `store.say` is told where it cannot be written.
+        """
         told = json.dumps(asdict(interface)).encode()
         if len(told) > HEADER:
             return
@@ -72,6 +76,9 @@ class CompiledGraph:
             with locked(self._store, "keeps a compiled graph", "weights.lock"):
                 parts = [memoryview(told.ljust(HEADER, b"\0")), model.export_model().getbuffer()]
                 write_whole(self.file, parts)
+                for other in self.file.parent.glob("*.blob"):
+                    if time.time() - other.stat().st_mtime > KEPT_S:
+                        other.unlink()
         except (OSError, RuntimeError) as exc:
             self._store.say(f"{self.file}: cannot be kept ({str(exc).splitlines()[-1]}); it is compiled each time")
 
