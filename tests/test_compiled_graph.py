@@ -115,7 +115,7 @@ def test_a_damaged_file_is_written_anew(graph, store, damage):
     assert written.stat().st_ino == before
 
 
-@pytest.mark.parametrize("change", ["graph", "hint", "threads", "processor"])
+@pytest.mark.parametrize("change", ["graph", "hint", "threads", "processor", "RECIPE"])
 def test_what_is_compiled_otherwise_has_a_file_of_its_own(graph, store, monkeypatch, change):
     from svrt.runtime.engines import compiled_graph, openvino
 
@@ -126,6 +126,8 @@ def test_what_is_compiled_otherwise_has_a_file_of_its_own(graph, store, monkeypa
         monkeypatch.setattr(openvino, "usable_processors", lambda: 1)
     elif change == "processor":
         monkeypatch.setattr(compiled_graph, "processor", lambda: "another")
+    elif change == "RECIPE":
+        monkeypatch.setattr(compiled_graph, change, 0)
     engine(graph, store, "f32" if change == "hint" else "bf16")
     assert len(list(store.cache.glob("*.blob"))) == 2
 

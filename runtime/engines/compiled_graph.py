@@ -23,6 +23,7 @@ from ..processors import processor
 from . import LARGE, EngineStore
 from .files import digest_of, locked, write_whole
 
+RECIPE = 1  # raised when a graph is made ready for compiling in another way, so that what was kept is not read
 KEPT_S = 30 * 24 * 3600.0  # seconds since it was written; of a graph that is still used it is written again
 HEADER = 4096  # bytes before what OpenVINO wrote, which then lies as it would in a file of its own
 
@@ -44,7 +45,7 @@ class CompiledGraph:
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any], store: EngineStore) -> None:
-        of = [digest_of(path, store.digests), ov.get_version(), processor(), dict(options)]
+        of = [RECIPE, digest_of(path, store.digests), ov.get_version(), processor(), dict(options)]
         key = hashlib.sha256(json.dumps(of).encode()).hexdigest()
         self.file = store.cache / f"{path.stem}-{key[:12]}.blob"
         self._options, self._store = options, store
