@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino as ov
 
 from ..processors import processor
 from . import LARGE, EngineStore
 from .files import digest_of, locked, write_whole
+from .mapped_weights import mapped_bytes
 
 RECIPE = 1  # raised when a graph is made ready for compiling in another way, so that what was kept is not read
 KEPT_S = 30 * 24 * 3600.0  # seconds since it was written; of a graph that is still used it is written again
@@ -55,16 +55,19 @@ class CompiledGraph:
         (`MADV_DONTNEED`) at any time. None where there is no such file, or none that OpenVINO reads.
         """
         try:
-            with self.file.open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-            told = json.loads(mapped[:HEADER].rstrip(b"\0"))
+            compiled, mapping = mapped_bytes(self.file, HEADER)
+            told = json.loads(mapping[:HEADER].rstrip(b"\0"))
             inputs = {name: tuple(shape) for name, shape in told["inputs"].items()}
             interface = Interface(inputs, told["outputs"], told["in_two_parts"])
-            compiled = np.frombuffer(mapped, np.uint8, offset=HEADER)
-            held = ov.Tensor(compiled, [len(compiled)], ov.Type.u8)
-            return core.import_model(held, "CPU", self._options), interface, mapped
+            return core.import_model(compiled, "CPU", self._options), interface, mapping
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
             return None
+
+    def suits(self, graph: ov.Model) -> bool:
+        """Whether the file would be read again, and is worth its place: as large as the graph's weights."""
+        constants = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant"]
+        bits = sum(math.prod(node.shape) * node.get_element_type().bitwidth for node in constants)
+        return self._store.keeps and bits // 8 < LARGE
 
     def keep(self, model: ov.CompiledModel, interface: Interface) -> None:
         """Write the file, for the next process, and remove those that are `KEPT_S` old: of graphs that an update
@@ -82,9 +85,3 @@ class CompiledGraph:
                         other.unlink()
         except (OSError, RuntimeError) as exc:
             self._store.say(f"{self.file}: cannot be kept ({str(exc).splitlines()[-1]}); it is compiled each time")
-
-
-def is_small(graph: ov.Model) -> bool:
-    """Whether a graph's weights take little enough for a file of them to be worth its place."""
-    constants = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant"]
-    return bool(sum(math.prod(node.shape) * node.get_element_type().bitwidth for node in constants) // 8 < LARGE)

@@ -52,13 +52,20 @@ def mapped(
                 store.say(f"converting {path.name} to OpenVINO's format{', in int8' if quantized else ''} (once)")
                 as_float32(graph, quantized=quantized)
                 layers = _write(graph, topology)
-        with topology.with_suffix(".bin").open("rb") as handle:
-            weights = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        held = ov.Tensor(np.frombuffer(weights, np.uint8), [len(weights)], ov.Type.u8)
+        held, weights = mapped_bytes(topology.with_suffix(".bin"))
         return core.read_model(layers, held), weights
     except (OSError, ValueError) as exc:
         store.say(f"{topology}: cannot be kept ({exc}); {path.name} takes three times the memory")
         return None
+
+
+def mapped_bytes(file: Path, offset: int = 0) -> tuple[ov.Tensor, mmap.mmap]:
+    """A file's bytes from `offset` on, mapped, and the mapping, which has to last as long. Raises `OSError`, or
+    `ValueError` where there are none."""
+    with file.open("rb") as handle:
+        mapping = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+    held = np.frombuffer(mapping, np.uint8, offset=offset)
+    return ov.Tensor(held, [len(held)], ov.Type.u8), mapping
 
 
 def _float16(graph: ov.Model, kind: str) -> list[ov.Node]:

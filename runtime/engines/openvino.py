@@ -15,7 +15,7 @@ from openvino import opset13 as opset
 from ...errors import EngineError
 from ..processors import usable_processors
 from . import QUANTIZED, EngineStore, UnsuitedError
-from .compiled_graph import CompiledGraph, Interface, is_small
+from .compiled_graph import CompiledGraph, Interface
 from .dynamic_int8 import GROUP
 from .mapped_weights import as_float32, is_large, mapped
 
@@ -69,10 +69,9 @@ class OpenVinoEngine:
                 model, self._interface, self._weights = found
             else:
                 graph = core.read_model(str(path))
-                small = is_small(graph)
                 graph, self._interface = self._suited(core, graph, stored, hint, store, quantized=quantized)
                 model = core.compile_model(graph, "CPU", options)
-                if compiled is not None and store is not None and store.keeps and small:
+                if compiled is not None and compiled.suits(graph):
                     compiled.keep(model, self._interface)
             if self._weights is not None:
                 self._weights.madvise(mmap.MADV_DONTNEED)  # they are packed

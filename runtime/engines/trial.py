@@ -91,19 +91,15 @@ def try_all(path: Path, precision: str, store: EngineStore) -> Outcome:
 
 def installed() -> dict[str, str]:
     """The version of each backend of the processor that is installed, in the order of `CPU_BACKENDS`."""
-    of_packages = {package: _version(package) for package in {package_of(backend) for backend in CPU_BACKENDS}}
-    of_backends = {backend: of_packages[package_of(backend)] for backend in CPU_BACKENDS}
-    return {backend: found for backend, found in of_backends.items() if found is not None}
-
-
-def _version(package: str) -> str | None:
-    """The version of a package; None where it is not installed."""
-    if find_spec(package) is None:
-        return None
-    try:
-        return version(package)
-    except PackageNotFoundError:  # of a board's own packages, or under another name
-        return ""
+    found = {}
+    for backend in CPU_BACKENDS:
+        package = package_of(backend)
+        if find_spec(package) is not None:
+            try:
+                found[backend] = version(package)
+            except PackageNotFoundError:  # of a board's own packages, or under another name
+                found[backend] = ""
+    return found
 
 
 class _Trial:
