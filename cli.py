@@ -45,8 +45,8 @@ _Backend = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, openvino-int8, ncnn, "
-        "onnxruntime.",
+        help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, openvino-int8, "
+        "openvino-winograd, ncnn, onnxruntime.",
     ),
 ]
 

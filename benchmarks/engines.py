@@ -25,7 +25,7 @@ import numpy as np
 
 from ..bundle import ENCODER, VGG16, Bundle
 from ..errors import SvrtError
-from ..runtime.engines import CPU_BACKENDS, LARGE, QUANTIZED, load_one
+from ..runtime.engines import CPU_BACKENDS, LARGE, QUANTIZED, WINOGRAD, load_one
 from ..runtime.engines.trial import installed, least_cosine
 from ..runtime.sampler import cached_batch
 from .memory import peak_rss_mib
@@ -87,7 +87,7 @@ def settings(path: Path) -> list[Setting]:
     found, weights = [], path.with_name(f"{path.name}.data")
     large = weights.is_file() and weights.stat().st_size >= LARGE
     for backend in sorted(installed(), key=list(CPU_BACKENDS)[::-1].index):  # ONNX Runtime first: others are held to it
-        if (backend == "ncnn" and path.name != VGG16) or (backend == QUANTIZED and not large):
+        if (backend in ("ncnn", WINOGRAD) and path.name != VGG16) or (backend == QUANTIZED and not large):
             continue
         found.append(Setting(backend))
         found += [Setting(backend, name, value) for name, value in CHANGES.get(backend, ())]

@@ -124,17 +124,20 @@ def test_another_library_is_not_taken_for_less_than_a_tenth_of_the_time(machine,
     assert machine.load(graph).name == "openvino-fp32"
 
 
-@pytest.mark.parametrize(("seconds", "taken"), [(0.091, "openvino"), (0.089, "openvino-int8")])
-def test_int8_is_taken_where_it_saves_a_tenth_of_what_bfloat16_takes(machine, graph, seconds, taken):
-    machine.versions["openvino-int8"] = "1"
-    machine.precisions["openvino-int8"] = "dynamic int8"
-    machine.seconds["openvino-int8"] = seconds
-    machine.error["openvino-int8"] = 0.03
-    assert machine.load(graph).name == taken
-    machine.error["openvino-int8"] = 0.1
+@pytest.mark.parametrize(("seconds", "saves_enough"), [(0.091, False), (0.089, True)])
+@pytest.mark.parametrize(("backend", "precision"), [("openvino-int8", "dynamic int8"), ("openvino-winograd", "bf16")])
+def test_what_rounds_more_is_taken_where_it_saves_a_tenth_of_what_bfloat16_takes(
+    machine, graph, backend, precision, seconds, saves_enough
+):
+    machine.versions[backend] = "1"
+    machine.precisions[backend] = precision
+    machine.seconds[backend] = seconds
+    machine.error[backend] = 0.03
+    assert machine.load(graph).name == (backend if saves_enough else "openvino")
+    machine.error[backend] = 0.1
     graph.write_bytes(b"another graph")
     assert machine.load(graph).name == "openvino"
-    assert "openvino-int8 differs (cosine 0.99" in machine.said[1]
+    assert f"{backend} differs (cosine 0.99" in machine.said[1]
 
 
 def test_what_a_backend_writes_while_it_is_tried_is_taken_away(machine, graph):

@@ -20,10 +20,12 @@ from ...errors import EngineError
 # Each module is imported only when it is wanted. "auto" tries the GPU's in this order.
 GPU_BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
 QUANTIZED = "openvino-int8"
+WINOGRAD = "openvino-winograd"
 CPU_BACKENDS = {
     "openvino": ".openvino",
     "openvino-fp32": ".openvino",
     QUANTIZED: ".openvino",
+    WINOGRAD: ".openvino",
     "ncnn": ".ncnn",
     "onnxruntime": ".onnxruntime",
 }

@@ -19,12 +19,13 @@ from typing import Any
 import openvino as ov
 
 from ..processors import processor
-from . import LARGE, EngineStore
+from . import EngineStore
 from .files import digest_of, locked, write_whole
 from .mapped_weights import mapped_bytes
 
 RECIPE = 1  # raised when a graph is made ready for compiling in another way, so that what was kept is not read
 KEPT_S = 30 * 24 * 3600.0  # seconds since it was written; of a graph that is still used it is written again
+LARGE = 96 << 20  # bytes of weights; a file of as many is not worth its place
 HEADER = 4096  # bytes before what OpenVINO wrote, which then lies as it would in a file of its own
 
 
@@ -39,13 +40,13 @@ class Interface:
 
 
 class CompiledGraph:
-    """The file of the graph at `path` as it is compiled with `options`.
+    """The file of the graph at `path` as it is compiled with `options`, by the named backend.
 
     Raises `BundleError` where the graph cannot be read.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, Any], store: EngineStore) -> None:
-        of = [RECIPE, digest_of(path, store.digests), ov.get_version(), processor(), dict(options)]
+    def __init__(self, path: Path, backend: str, options: Mapping[str, Any], store: EngineStore) -> None:
+        of = [RECIPE, digest_of(path, store.digests), backend, ov.get_version(), processor(), dict(options)]
         key = hashlib.sha256(json.dumps(of).encode()).hexdigest()
         self.file = store.cache / f"{path.stem}-{key[:12]}.blob"
         self._options, self._store = options, store

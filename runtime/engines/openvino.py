@@ -14,10 +14,11 @@ from openvino import opset13 as opset
 
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import QUANTIZED, EngineStore, UnsuitedError
+from . import QUANTIZED, WINOGRAD, EngineStore, UnsuitedError
 from .compiled_graph import CompiledGraph, Interface
 from .dynamic_int8 import GROUP
 from .mapped_weights import as_float32, is_large, mapped
+from .winograd import constant, only_reader, use_winograd
 
 FLOAT32_ONLY = "openvino-fp32"
 DYNAMIC = "dynamic int8"  # what `precision` says of that
@@ -34,25 +35,18 @@ class OpenVinoEngine:
     Of a graph that begins with a convolution, as VGG-16 does, that one loses nothing to bfloat16 (`_in_two_parts`). It
     has one product in 180, but of what moves the distances between frames a third comes in by it, between motion maps
     two thirds: where a map is black, a mean of 124 is subtracted, and there bfloat16 has steps of a half.
-    A graph with quantized products ("int8" in `stored`) keeps those, and computes the others in that type. `quantized`
-    does the same to the products of a large float16 graph (`dynamic_int8`).
+    A graph with quantized products ("int8" in `stored`) keeps those, and computes the others in that type. As
+    "openvino-int8" it does the same to the products of a large float16 graph (`dynamic_int8`), as "openvino-winograd"
+    it saves more than half of the products of 3 x 3 convolutions (`winograd`).
 
-    Raises `EngineError` where the graph cannot be loaded, `UnsuitedError` for one that is not to be quantized.
+    Raises `EngineError` where the graph cannot be loaded, `UnsuitedError` for one that is not of that kind.
     """
 
     device = "cpu"
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        stored: str,
-        hint: str,
-        store: EngineStore | None = None,
-        *,
-        quantized: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, name: str, stored: str, hint: str, store: EngineStore | None = None) -> None:
         self.path, self.name = path, name
+        quantized = name == QUANTIZED
         options = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": usable_processors(),
@@ -61,7 +55,7 @@ class OpenVinoEngine:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if quantized else 0,
         }
         self._weights: mmap.mmap | None = None  # has to stay mapped as long as the model
-        compiled = None if quantized or store is None else CompiledGraph(path, options, store)
+        compiled = None if quantized or store is None else CompiledGraph(path, name, options, store)
         try:
             core = _core()
             found = None if compiled is None else compiled.read(core)
@@ -69,7 +63,7 @@ class OpenVinoEngine:
                 model, self._interface, self._weights = found
             else:
                 graph = core.read_model(str(path))
-                graph, self._interface = self._suited(core, graph, stored, hint, store, quantized=quantized)
+                graph, self._interface = self._suited(core, graph, stored, hint, store)
                 model = core.compile_model(graph, "CPU", options)
                 if compiled is not None and compiled.suits(graph):
                     compiled.keep(model, self._interface)
@@ -84,15 +78,20 @@ class OpenVinoEngine:
         self.precision = DYNAMIC if quantized else stored if stored == "int8" else computed
 
     def _suited(
-        self, core: ov.Core, graph: ov.Model, stored: str, hint: str, store: EngineStore | None, *, quantized: bool
+        self, core: ov.Core, graph: ov.Model, stored: str, hint: str, store: EngineStore | None
     ) -> tuple[ov.Model, Interface]:
         """A graph as it is to be compiled, and its interface; `graph` is taken apart."""
         # Named now: compiled, an output goes by the names of what was fused into it too.
         outputs = [tensor.any_name for tensor in graph.outputs]
         interface = Interface({tensor.any_name: _shape(tensor.partial_shape) for tensor in graph.inputs}, outputs)
-        large = stored == "fp16" and is_large(graph)
+        quantized, winograd = self.name == QUANTIZED, self.name == WINOGRAD
+        large = stored == "fp16" and not winograd and is_large(graph)
         if quantized and not large:
             raise UnsuitedError(f"{self.path}: {self.name} runs large float16 graphs alone")
+        if winograd:
+            as_float32(graph, quantized=False)
+            if not use_winograd(graph):
+                raise UnsuitedError(f"{self.path}: {self.name} runs graphs such as VGG-16's alone, of even sides")
         if large and store is not None:
             found = mapped(core, graph, self.path, store, quantized=quantized)
             if found is not None:
@@ -139,15 +138,15 @@ def _in_two_parts(graph: ov.Model) -> ov.Model | None:
     rest, some 2**-16 of the whole. `graph` itself is taken apart.
     """
     source = graph.inputs[0]
-    convolution = _reader(source)
+    convolution = only_reader(source)
     while convolution is not None and convolution.get_type_name() == "Convert":
-        convolution = _reader(convolution.output(0))
+        convolution = only_reader(convolution.output(0))
     if convolution is None or convolution.get_type_name() != "Convolution" or len(graph.inputs) > 1:
         return None
-    weights = convolution.input_value(1).get_node()
-    if weights.get_type_name() != "Constant":
+    weights = constant(convolution.input_value(1))
+    if weights is None:
         return None
-    high, rest = _parts(weights.data.astype(np.float32))
+    high, rest = _parts(weights)
     shape = source.get_partial_shape()
     shape[1] = shape[1].get_length() * 3
     pixels = opset.parameter(shape, ov.Type.f32)
@@ -176,13 +175,6 @@ def _parts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float32 values as what bfloat16 holds of each, cut off, and the rest."""
     high = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
     return high, values - high
-
-
-def _reader(value: Any) -> Any:
-    """The only node that reads a value, but for its shape; None where there are more."""
-    nodes = [reader.get_node() for reader in value.get_target_inputs()]
-    nodes = [node for node in nodes if node.get_type_name() != "ShapeOf"]
-    return nodes[0] if len(nodes) == 1 else None
 
 
 def _shape(shape: Any) -> tuple[int | None, ...]:
@@ -215,4 +207,4 @@ def fast_type() -> str:
 def load(path: Path, backend: str, precision: str, store: EngineStore | None) -> OpenVinoEngine:
     """Load the graph at `path`, stored in `precision`; see `svrt.runtime.engines.load`."""
     hint = "f32" if backend == FLOAT32_ONLY else fast_type()
-    return OpenVinoEngine(path, backend, precision, hint, store, quantized=backend == QUANTIZED)
+    return OpenVinoEngine(path, backend, precision, hint, store)

@@ -25,7 +25,7 @@ import numpy as np
 from ...bundle import GRAPH_COSINE
 from ...errors import EngineError
 from ..processors import processor, usable_processors
-from . import ANYWHERE, CPU_BACKENDS, QUANTIZED, Engine, EngineStore, UnsuitedError, load_one, package_of
+from . import ANYWHERE, CPU_BACKENDS, QUANTIZED, WINOGRAD, Engine, EngineStore, UnsuitedError, load_one, package_of
 from .files import digest_of, locked, write_whole
 
 RECIPE = 5  # of the trial: raised when it judges differently, so that what was remembered is not used
@@ -167,8 +167,8 @@ class _Trial:
         agreeing = {name: entry for name, entry in entries.items() if entry.agrees}
         if not agreeing:
             raise EngineError(next(iter(failed.values()), f"{self.path}: no backend here runs it as it should"))
-        # int8 rounds four times as much as bfloat16, and must be worth that.
-        weights = {ANYWHERE: WORTH, QUANTIZED: 1 / WORTH}
+        # int8 rounds four times as much as bfloat16, Winograd's way twice, and must be worth that.
+        weights = {ANYWHERE: WORTH, QUANTIZED: 1 / WORTH, WINOGRAD: 1 / WORTH}
         times = {name: entry.ms * weights.get(name, 1) for name, entry in agreeing.items()}
         return Outcome(self.key, min(times, key=times.__getitem__), entries, failed)
 
