@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
-FILTERS = 128  # of a convolution, at least: with fewer the sums take as long as the products that are saved
+CHANNELS = 128  # that a convolution reads, at least: with fewer the sums take as long as the products that are saved
 
 # What of a side of a tile is added up (transposed B there), and what it is multiplied with (G). The last row of G has
 # the other sign, so that of what is done with the products (transposed A) one subtraction is left.
@@ -44,7 +44,7 @@ class _Block:
 
 
 def use_winograd(graph: ov.Model) -> bool:
-    """Compute those convolutions of a float32 graph so that have filters enough and maps of even sides.
+    """Compute those convolutions of a float32 graph so that read channels enough and maps of even sides.
 
     Those of the smallest maps stay as they were: they are few products, and no pooling averages what they round.
     False where there are no others; the graph is then as it was.
@@ -62,7 +62,7 @@ def use_winograd(graph: ov.Model) -> bool:
 
 
 def _suits(block: _Block) -> bool:
-    return len(block.weights) >= FILTERS and all(side % 2 == 0 for side in block.sides)
+    return block.weights.shape[1] >= CHANNELS and all(side % 2 == 0 for side in block.sides)
 
 
 def _block(node: ov.Node) -> _Block | None:
