@@ -87,8 +87,9 @@ def _block(node: ov.Node) -> _Block | None:
 
 
 def _halves(how: dict[str, Any]) -> bool:
-    twos, zeros = [2, 2], [0, 0]
-    return [list(how[name]) for name in ("kernel", "strides", "pads_begin", "pads_end")] == [twos, twos, zeros, zeros]
+    """Whether a pooling takes the largest of every 2 x 2."""
+    wanted = {"kernel": [2, 2], "strides": [2, 2], "dilations": [1, 1], "pads_begin": [0, 0], "pads_end": [0, 0]}
+    return all(list(how[name]) == value for name, value in wanted.items())
 
 
 def _reader_of_kind(node: ov.Node, kind: str) -> Any:
@@ -126,7 +127,10 @@ def _pooled(block: _Block) -> ov.Node:
 
 def _quarters(block: _Block) -> list[ov.Node]:
     """Upper left, upper right, lower left and lower right of each 2 x 2 outputs, before ReLU."""
-    columns = [_sums([_products(block, row, column) for row in TILE]) for column in TILE]
+    filters, channels = block.weights.shape[:2]
+    weights = np.kron(WEIGHTS, WEIGHTS) @ block.weights.reshape(filters * channels, 9).T
+    weights = weights.reshape(4, 4, filters, channels, 1, 1)
+    columns = [_sums([_products(block, weights, row, column) for row in TILE]) for column in TILE]
     return [quarter for half in (0, 1) for quarter in _sums([column[half] for column in columns])]
 
 
@@ -137,17 +141,17 @@ def _sums(products: list[ov.Node]) -> tuple[ov.Node, ov.Node]:
     return opset.add(opset.add(first, second), third), opset.add(opset.add(second, fourth), less)
 
 
-def _products(block: _Block, row: int, column: int) -> ov.Node:
-    """Of every tile one of 16 sums, times its weights: [N, C, H, W] to [N, F, H / 2, W / 2]."""
+def _products(block: _Block, weights: np.ndarray, row: int, column: int) -> ov.Node:
+    """Of every tile one of 16 sums, times its weights of [4, 4, F, C, 1, 1]: [N, C, H, W] to [N, F, H / 2, W / 2]."""
     top, bottom = _span(row)
     left, right = _span(column)
     signs = np.outer(PIXELS[row, top:bottom], PIXELS[column, left:right])
     channels = block.weights.shape[1]
-    each = np.ascontiguousarray(np.broadcast_to(signs, (channels, 1, 1, *signs.shape)))
+    # Constants by name: given arrays, OpenVINO's functions go through lists of numbers, a hundred times as slow.
+    each = opset.constant(np.ascontiguousarray(np.broadcast_to(signs, (channels, 1, 1, *signs.shape))))
     # A tile begins a pixel above and left of its outputs, and ends one below and right of them.
     sums = opset.group_convolution(block.source, each, [2, 2], [1 - top, 1 - left], [bottom - 3, right - 3], [1, 1])
-    weights = np.einsum("r,c,oirc->oi", WEIGHTS[row], WEIGHTS[column], block.weights)[..., None, None]
-    products = opset.convolution(sums, np.ascontiguousarray(weights, np.float32), [1, 1], [0, 0], [0, 0], [1, 1])
+    products = opset.convolution(sums, opset.constant(weights[row, column]), [1, 1], [0, 0], [0, 0], [1, 1])
     # This one is part of all four outputs, and added to each.
     return opset.add(products, block.bias) if row == column == 1 else products
 
