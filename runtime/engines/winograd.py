@@ -46,8 +46,8 @@ class _Block:
 def use_winograd(graph: ov.Model) -> bool:
     """Compute those convolutions of a float32 graph so that read channels enough and maps of even sides.
 
-    Those of the smallest maps stay as they were: they are few products, and no pooling averages what they round.
-    False where there are no others; the graph is then as it was.
+    Those of the smallest maps stay as they were: they are few products, and a mean over few pixels averages little of
+    what they round. False where there are no others; the graph is then as it was.
     """
     found = [block for node in graph.get_ordered_ops() if (block := _block(node)) is not None]
     smallest = min((block.sides for block in found), default=[])
