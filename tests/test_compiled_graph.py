@@ -147,7 +147,7 @@ def test_a_trial_keeps_what_it_takes_alone(graph, store, monkeypatch):
 def test_a_large_graph_is_compiled_each_time(graph, store, monkeypatch):
     from svrt.runtime.engines import compiled_graph
 
-    monkeypatch.setattr(compiled_graph, "LARGE", 1)
+    monkeypatch.setattr(compiled_graph, "LARGEST", 1)
     engine(graph, store)
     assert not store.cache.exists()
 

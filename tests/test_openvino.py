@@ -163,8 +163,8 @@ def large(monkeypatch, tmp_path):
     """Loads any graph as a large one; as a processor that multiplies bfloat16 does, if nothing else is asked."""
     from svrt.runtime.engines import compiled_graph, mapped_weights, openvino
 
-    for module in (compiled_graph, mapped_weights):
-        monkeypatch.setattr(module, "LARGE", 1)
+    monkeypatch.setattr(mapped_weights, "LARGE", 1)
+    monkeypatch.setattr(compiled_graph, "LARGEST", 1)
 
     def load_mapped(graph, cache=tmp_path / "cache", stored="fp16", hint="bf16", quantized=False):
         store = EngineStore(cache, 1, say=said.append)

@@ -25,7 +25,7 @@ from .mapped_weights import mapped_bytes
 
 RECIPE = 1  # raised when a graph is made ready for compiling in another way, so that what was kept is not read
 KEPT_S = 30 * 24 * 3600.0  # seconds since it was written; of a graph that is still used it is written again
-LARGE = 96 << 20  # bytes of weights; a file of as many is not worth its place
+LARGEST = 96 << 20  # bytes of weights: a file of more is not worth its place
 HEADER = 4096  # bytes before what OpenVINO wrote, which then lies as it would in a file of its own
 
 
@@ -68,7 +68,7 @@ class CompiledGraph:
         """Whether the file would be read again, and is worth its place: as large as the graph's weights."""
         constants = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant"]
         bits = sum(math.prod(node.shape) * node.get_element_type().bitwidth for node in constants)
-        return self._store.keeps and bits // 8 < LARGE
+        return self._store.keeps and bits // 8 < LARGEST
 
     def keep(self, model: ov.CompiledModel, interface: Interface) -> None:
         """Write the file, for the next process, and remove those that are `KEPT_S` old: of graphs that an update
