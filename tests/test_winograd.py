@@ -110,6 +110,13 @@ def test_a_convolution_that_something_else_reads_too_stays_as_it_is():
     assert not use_winograd(graph)
 
 
+def test_a_bias_that_belongs_to_columns_and_not_to_channels_stays_where_it_is():
+    pixels = opset.parameter([-1, 128, 16, 128], ov.Type.f32)
+    biased = opset.add(block(pixels.output(0), ends=()), RNG.standard_normal(128, np.float32))
+    graph = ov.Model([block(pool(opset.relu(biased), 4, 4), 4)], [pixels])
+    assert not use_winograd(graph)
+
+
 @pytest.mark.parametrize(("size", "blocks"), [(32, 7), (36, 4), (224, 7)])
 @pytest.mark.parametrize("stored", ["fp32", "fp16"])
 def test_of_vgg16_those_are_with_channels_enough_and_even_sides_but_for_the_smallest_maps(

@@ -18,7 +18,8 @@ from . import QUANTIZED, WINOGRAD, EngineStore, UnsuitedError
 from .compiled_graph import CompiledGraph, Interface
 from .dynamic_int8 import GROUP
 from .mapped_weights import as_float32, is_large, mapped
-from .winograd import constant, only_reader, use_winograd
+from .openvino_nodes import constant, only_reader
+from .winograd import use_winograd
 
 FLOAT32_ONLY = "openvino-fp32"
 DYNAMIC = "dynamic int8"  # what `precision` says of that

@@ -14,6 +14,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
+from .openvino_nodes import constant, only_reader
+
 CHANNELS = 128  # that a convolution reads, at least: with fewer the sums take as long as the products that are saved
 
 # What of a side of a tile is added up (transposed B there), and what it is multiplied with (G). The last row of G has
@@ -78,11 +80,10 @@ def _block(node: ov.Node) -> _Block | None:
     added = _reader_of_kind(node, "Add")
     bias = None if added is None else constant(added.input_value(1))
     last = None if added is None else _reader_of_kind(added, "Relu")
-    if bias is None or last is None or bias.size != len(weights):
+    if bias is None or last is None or bias.shape != (1, len(weights), 1, 1):
         return None
     pool = _reader_of_kind(last, "MaxPool")
     pooled = pool is not None and _halves(pool.get_attributes())
-    bias = bias.reshape(1, -1, 1, 1)
     return _Block(node, weights, bias, pool if pool is not None and pooled else last, pooled)
 
 
@@ -96,21 +97,6 @@ def _reader_of_kind(node: ov.Node, kind: str) -> Any:
     """The node that alone reads what `node` gives, if it is of that kind; else None."""
     reader = only_reader(node.output(0))
     return reader if reader is not None and reader.get_type_name() == kind else None
-
-
-def only_reader(value: Any) -> Any:
-    """The only node that reads a value, but for its shape; None where there are more."""
-    nodes = [reader.get_node() for reader in value.get_target_inputs()]
-    nodes = [node for node in nodes if node.get_type_name() != "ShapeOf"]
-    return nodes[0] if len(nodes) == 1 else None
-
-
-def constant(value: Any) -> np.ndarray | None:
-    """The values of a constant, float32, whatever it is stored in and shaped to; None of what is computed."""
-    node = value.get_node()
-    while node.get_type_name() in ("Convert", "Reshape"):
-        node = node.input_value(0).get_node()
-    return np.asarray(node.data, np.float32) if node.get_type_name() == "Constant" else None
 
 
 def _joined(block: _Block) -> ov.Node:
