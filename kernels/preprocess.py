@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 Fit = Literal["crop", "stretch"]
+Resized = Callable[[np.ndarray, int, int], np.ndarray]  # of a frame, a width and a height
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,21 @@ def resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def fit_square(frame: np.ndarray, size: int, fit: Fit = "crop", resize_to: int | None = None) -> np.ndarray:
+def fit_square(
+    frame: np.ndarray, size: int, fit: Fit = "crop", resize_to: int | None = None, resized: Resized = resize
+) -> np.ndarray:
     """A frame [H, W] or [H, W, C] as a square [size, size] or [size, size, C] of the same dtype.
 
     "stretch" resizes both sides and keeps the whole view. "crop" brings the shorter side to `resize_to` pixels (default
     `size`) and cuts the centre square: V-JEPA 2 uses 292 for 256 (`VJEPA2VideoProcessor`: 256 x 256 / 224).
+    `resized` gives a frame another width and height.
     """
     if fit == "stretch":
-        return resize(frame, size, size)
+        return resized(frame, size, size)
     short = resize_to or size
     height, width = frame.shape[:2]
     ratio = short / min(height, width)
-    frame = resize(frame, max(short, round(width * ratio)), max(short, round(height * ratio)))
+    frame = resized(frame, max(short, round(width * ratio)), max(short, round(height * ratio)))
     top, left = (frame.shape[0] - size) // 2, (frame.shape[1] - size) // 2
     return frame[top : top + size, left : left + size]
 

@@ -19,6 +19,7 @@ import numpy as np
 from ..bundle import EncoderSpec, SamplerSpec
 from ..kernels import haar
 from ..kernels.preprocess import Normalisation, fit_square, normalise, resize
+from ..kernels.shrink import shrink
 from .engines import Engine
 from .video import Frame
 
@@ -74,13 +75,13 @@ class Candidates:
         self._band = band
         self.indices.append(frame.index)
         self.times_s.append(frame.time_s)
-        self.appearance.append(resize(frame.image, spec.size, spec.size))
+        self.appearance.append(shrink(frame.image, spec.size, spec.size))
         self.motion.append(resize(moved, spec.size, spec.size))
         self.reduce_s += time.perf_counter() - started
 
     def _reduce_for_others(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         encoder = self._encoder
-        return fit_square(image, encoder.size, encoder.fit, encoder.resize).copy(), _thumbnail(image)
+        return fit_square(image, encoder.size, encoder.fit, encoder.resize, shrink).copy(), _thumbnail(image)
 
 
 class Sampler:
@@ -125,11 +126,13 @@ class Sampler:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    ratio = min(1.0, THUMBNAIL / max(height, width))
-    # For an eye alone: where it shrinks by less than two, bilinear takes a fifth of the time and looks the same.
-    way = cv2.INTER_LINEAR if ratio > 0.5 else cv2.INTER_AREA
-    return cv2.resize(image, (max(1, round(width * ratio)), max(1, round(height * ratio))), interpolation=way)
+    """For an eye alone: halved, which is many times as fast as other averages, then bilinear, which looks the same."""
+    ratio = min(1.0, THUMBNAIL / max(image.shape[:2]))
+    width, height = (max(1, round(side * ratio)) for side in image.shape[1::-1])
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        halves = image.shape[1] // 2, image.shape[0] // 2
+        image = cv2.resize(image[: 2 * halves[1], : 2 * halves[0]], halves, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def suited_batch(vgg16: Engine, size: int) -> int:
