@@ -13,10 +13,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # From pyproject.toml, so that the version is written once.
 LLAMA := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 # llama.cpp's AMX code crashes beside other AMX code, and alone where GCC 12 compiled it: runtime/decoder.py has why.
-NO_AMX := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
+# Scheduled before registers are given out, which GCC does on other processors than x86, its four-bit products keep in
+# registers what they otherwise spill: docs/engines.md has what that saves.
+FLAGS := -U__AMX_INT8__ -fschedule-insns -fsched-pressure
 
 # Of llama.cpp only the library is used. Replace this for a GPU build, before the first `make`.
-export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF $(NO_AMX)
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DCMAKE_C_FLAGS="$(FLAGS)" -DCMAKE_CXX_FLAGS="$(FLAGS)"
 # pip installs again what it once compiled, whatever the options, the processor and the compiler were then: to each its
 # own cache. Another processor's code is an illegal instruction here.
 COMPILED_FOR = $(shell { echo '$(CMAKE_ARGS)'; grep -im1 -E '^(flags|features)' /proc/cpuinfo; c++ --version; } 2>/dev/null | sha256sum | cut -c1-12)

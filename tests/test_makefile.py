@@ -1,6 +1,7 @@
 """What `make` would do, without doing it."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,6 +37,12 @@ def test_llama_cpp_is_installed_from_that_cache():
     # A file that is older than the project's asks for it to be made; nothing is run.
     lines = make("--dry-run", "--always-make", ".venv/.llama")
     assert f'--cache-dir "{llama_cache()}" install --verbose' in lines
+
+
+def test_options_for_the_compiler_stay_together():
+    shown = make("--eval", "shown: ; @echo '$(CMAKE_ARGS)'", "shown")
+    given = dict(option.split("=", 1) for option in shlex.split(shown))
+    assert given["-DCMAKE_C_FLAGS"] == given["-DCMAKE_CXX_FLAGS"] == "-U__AMX_INT8__ -fschedule-insns -fsched-pressure"
 
 
 def test_every_package_is_compiled_where_it_is_installed():
