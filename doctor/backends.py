@@ -19,7 +19,8 @@ _INSTALL = {
     "tensorrt-rtx": "pip install --no-deps tensorrt-rtx-cu12-libs==1.7.1.116 tensorrt-rtx-cu12-bindings==1.7.1.116",
     "llama": f"pip install --force-reinstall --no-cache-dir llama-cpp-python=={LLAMA}",
 }
-_WITHOUT_AMX = "-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"  # as the Makefile has it
+_FLAGS = "-U__AMX_INT8__ -fschedule-insns -fsched-pressure"  # as the Makefile has them
+_WITHOUT_AMX = f'-DCMAKE_C_FLAGS="{_FLAGS}" -DCMAKE_CXX_FLAGS="{_FLAGS}"'
 _CPU = "CPUExecutionProvider"
 _REMOTE = "AzureExecutionProvider"  # in every wheel; it asks a service on the network
 
