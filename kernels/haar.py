@@ -10,6 +10,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from .preprocess import resize
+
 HAAR_NAMES = ("haar", "db1")
 
 
@@ -46,7 +48,7 @@ def _halved(plane: np.ndarray) -> np.ndarray:
     height, width = plane.shape
     if height % 2 or width % 2:
         plane = cv2.copyMakeBorder(plane, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-    return cv2.resize(plane, (plane.shape[1] // 2, plane.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    return resize(plane, plane.shape[1] // 2, plane.shape[0] // 2)
 
 
 def motion(previous: np.ndarray | None, current: np.ndarray, level: int = 2) -> np.ndarray:

@@ -31,27 +31,30 @@ def shrink(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     periods = gcd(high, height)
     rows, made = frame.reshape(periods, high // periods, -1), height // periods
     result = np.empty((height, width, *frame.shape[2:]), np.uint8)
+    starts, shares = np.divmod(np.arange(made + 1) * rows.shape[1], made)
+    shares = (shares / made).astype(np.float32)
     at_once = max(1, STRIP // made)
     for first in range(0, periods, at_once):
-        sums = _sums(rows[first : first + at_once], made).reshape(-1, *frame.shape[1:])
+        sums = _sums(rows[first : first + at_once], starts, shares).reshape(-1, *frame.shape[1:])
         strip = cv2.resize(sums, (width, len(sums)), interpolation=cv2.INTER_AREA)
         cv2.convertScaleAbs(strip, result[first * made : first * made + len(strip)], alpha=height / high)
     return result
 
 
-def _sums(rows: np.ndarray, made: int) -> np.ndarray:
-    """Of uint8 rows [P, H, B] the sums, float32 [P, made, B], over `made` < H equal parts of each period.
+def _sums(rows: np.ndarray, starts: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Of uint8 rows [P, H, B] the sums, float32 [P, n, B], over `n` parts of each period.
 
-    A row that belongs to two parts is added to the second; what the first has of it is then moved.
+    The i-th begins `shares[i]` of a row below row `starts[i]`, and ends where the next begins; both are [n + 1], from
+    the first row to behind the last. A row that belongs to two parts is added to the second; what the first has of it
+    is then moved.
     """
-    periods, high, wide = rows.shape
-    starts, shares = np.divmod(np.arange(made + 1) * high, made)
-    whole = np.empty((periods, made, wide), np.uint16)
-    for part in range(made):
+    parts = len(starts) - 1
+    whole = np.empty((len(rows), parts, rows.shape[2]), np.uint16)
+    for part in range(parts):
         np.add.reduce(rows[:, starts[part] : starts[part + 1]], axis=1, dtype=np.uint16, out=whole[:, part])
     sums = whole.astype(np.float32)
-    if made > 1:
-        moved = rows[:, starts[1:-1]] * (shares[1:-1] / made).astype(np.float32)[:, None]
+    if parts > 1:
+        moved = rows[:, starts[1:-1]] * shares[1:-1, None]
         sums[:, 1:] -= moved
         sums[:, :-1] += moved
     return sums

@@ -130,8 +130,8 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     ratio = min(1.0, THUMBNAIL / max(image.shape[:2]))
     width, height = (max(1, round(side * ratio)) for side in image.shape[1::-1])
     while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
-        halves = image.shape[1] // 2, image.shape[0] // 2
-        image = cv2.resize(image[: 2 * halves[1], : 2 * halves[0]], halves, interpolation=cv2.INTER_AREA)
+        rows, columns = image.shape[0] // 2, image.shape[1] // 2
+        image = resize(image[: 2 * rows, : 2 * columns], columns, rows)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
