@@ -201,7 +201,9 @@ def ward(features: np.ndarray, count: int) -> np.ndarray:
     """
     rows = features.astype(np.float64)
     norms = (rows**2).sum(axis=1)
-    cost = np.maximum(norms[:, None] + norms - 2 * rows @ rows.T, 0) / 2
+    # `rows @ rows.T` by itself: NumPy has BLAS work out one triangle. Of `2 * rows @ rows.T` it would share both among
+    # threads, each of which spins for some 30 ms after it.
+    cost = np.maximum(norms[:, None] + norms - 2 * (rows @ rows.T), 0) / 2
     np.fill_diagonal(cost, np.inf)
     sizes, labels = np.ones(len(rows)), np.arange(len(rows))
     for _ in range(len(rows) - count):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,7 @@ from .contestants import OURS, Outputs, Task
 from .worker import PREPARE
 
 MEASURED, MISSING, FAILED = "measured", "not installed", "failed"
+PAUSE_S = 0.2  # before each run: threads that a library keeps spinning (OpenBLAS for 30 ms) would do so in the other's
 
 _ENVIRONMENT = {  # of every process; nothing is downloaded, no compiler's helpers stay
     "HF_HUB_OFFLINE": "1",
@@ -179,6 +181,7 @@ def fight(task: Task, runs: int, text: Callable[[list[int]], str]) -> Duel:
             samples: list[dict[str, list[float]]] = [{}, {}]
             for _ in range(runs):
                 for side, found in zip((ours, theirs), samples, strict=True):
+                    time.sleep(PAUSE_S)
                     for name, ms in side.run().items():
                         found.setdefault(name, []).append(ms)
             peaks = [ours.end(), theirs.end()]
