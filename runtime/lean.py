@@ -12,7 +12,8 @@ def make_lean() -> None:
     """Spare this process what no description needs. For a process of svrt's own, before it imports anything large.
 
     NumPy's BLAS gets one thread, unless the user set `OPENBLAS_NUM_THREADS`: the runtime's products are small, and
-    another thread spins for some 20 ms after each of them, and as it starts, on a processor that the engines could use.
+    another thread spins for some 20 ms as it starts, and after what it shares in, on a processor that the engines could
+    use.
     OpenVINO does without its converter of models, which takes almost half of its import.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
