@@ -13,8 +13,7 @@ def make_lean() -> None:
 
     NumPy's BLAS gets one thread, unless the user set `OPENBLAS_NUM_THREADS`: the runtime's products are small, and
     another thread spins for some 20 ms as it starts, and after what it shares in, on a processor that the engines could
-    use.
-    OpenVINO does without its converter of models, which takes almost half of its import.
+    use. OpenVINO does without its converter of models, which takes almost half of its import.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.modules.setdefault(CONVERTER, None)  # type: ignore[arg-type]  # as if it were not installed

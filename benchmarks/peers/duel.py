@@ -28,7 +28,7 @@ from .contestants import OURS, Outputs, Task
 from .worker import PREPARE
 
 MEASURED, MISSING, FAILED = "measured", "not installed", "failed"
-PAUSE_S = 0.2  # before each run: threads that a library keeps spinning (OpenBLAS for 30 ms) would do so in the other's
+PAUSE_S = 0.2  # before each run: threads that one side leaves spinning (OpenBLAS's, for 30 ms) would slow the other
 
 _ENVIRONMENT = {  # of every process; nothing is downloaded, no compiler's helpers stay
     "HF_HUB_OFFLINE": "1",
