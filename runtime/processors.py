@@ -26,3 +26,9 @@ def processor(cpuinfo: Path = CPUINFO) -> str:
         first = ""
     wanted = r"^(?:model name|flags|Features|CPU (?:implementer|part))\s*:.*$"
     return " ".join([platform.machine(), *re.findall(wanted, first, re.MULTILINE)])
+
+
+def processor_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """What an x86 processor can do, as Linux names it ("avx512_vnni", ...); nothing of others."""
+    found = re.search(r"\bflags\s*:(.*)", processor(cpuinfo))
+    return frozenset(found[1].split()) if found else frozenset()

@@ -21,11 +21,13 @@ from ...errors import EngineError
 GPU_BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
 QUANTIZED = "openvino-int8"
 WINOGRAD = "openvino-winograd"
+VNNI = "vnni"
 CPU_BACKENDS = {
     "openvino": ".openvino",
     "openvino-fp32": ".openvino",
     QUANTIZED: ".openvino",
     WINOGRAD: ".openvino",
+    VNNI: ".vnni",
     "ncnn": ".ncnn",
     "onnxruntime": ".onnxruntime",
 }

@@ -24,8 +24,20 @@ import numpy as np
 
 from ...bundle import GRAPH_COSINE
 from ...errors import EngineError
-from ..processors import processor, usable_processors
-from . import ANYWHERE, CPU_BACKENDS, QUANTIZED, WINOGRAD, Engine, EngineStore, UnsuitedError, load_one, package_of
+from ...kernels.vnni.compiler import NEEDED, find_compiler, recipe
+from ..processors import processor, processor_flags, usable_processors
+from . import (
+    ANYWHERE,
+    CPU_BACKENDS,
+    QUANTIZED,
+    VNNI,
+    WINOGRAD,
+    Engine,
+    EngineStore,
+    UnsuitedError,
+    load_one,
+    package_of,
+)
 from .files import digest_of, locked, write_whole
 
 RECIPE = 5  # of the trial: raised when it judges differently, so that what was remembered is not used
@@ -94,7 +106,10 @@ def installed() -> dict[str, str]:
     found = {}
     for backend in CPU_BACKENDS:
         package = package_of(backend)
-        if find_spec(package) is not None:
+        if backend == VNNI:
+            if processor_flags() >= NEEDED and find_compiler() is not None:
+                found[backend] = recipe()
+        elif find_spec(package) is not None:
             try:
                 found[backend] = version(package)
             except PackageNotFoundError:  # of a board's own packages, or under another name
@@ -168,7 +183,7 @@ class _Trial:
         if not agreeing:
             raise EngineError(next(iter(failed.values()), f"{self.path}: no backend here runs it as it should"))
         # int8 rounds four times as much as bfloat16, Winograd's way twice, and must be worth that.
-        weights = {ANYWHERE: WORTH, QUANTIZED: 1 / WORTH, WINOGRAD: 1 / WORTH}
+        weights = {ANYWHERE: WORTH, QUANTIZED: 1 / WORTH, VNNI: 1 / WORTH, WINOGRAD: 1 / WORTH}
         times = {name: entry.ms * weights.get(name, 1) for name, entry in agreeing.items()}
         return Outcome(self.key, min(times, key=times.__getitem__), entries, failed)
 
