@@ -26,7 +26,7 @@ MANIFEST = "bundle.json"
 SCHEMA = 3
 VGG16, ENCODER, DECODER = "vgg16.onnx", "encoder.onnx", "decoder.gguf"
 # The least cosine with float32 arithmetic that a graph's precision may cost, at export and on the machine at hand.
-GRAPH_COSINE = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.999, "dynamic int8": 0.999, "int8": 0.99}
+GRAPH_COSINE = {"fp32": 0.99999, "int16": 0.9999, "fp16": 0.999, "bf16": 0.999, "dynamic int8": 0.999, "int8": 0.99}
 ENGINES = "engines"  # folder of TensorRT engines, where the export built any
 
 

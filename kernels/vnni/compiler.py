@@ -17,7 +17,7 @@ from pathlib import Path
 from ...errors import EngineError
 
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "fma"})  # as Linux calls them
-SOURCES = ("attention.c", "parallel.c", "product.c", "rows.c")
+SOURCES = ("attention.c", "parallel.c", "product.c", "rows.c", "winograd.c")
 _PROCESSOR = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma")
 # Nothing here looks at errno or traps; there are no NaN, and zeros have no sign that matters: minima and maxima are one
 # instruction then.
@@ -52,7 +52,7 @@ def compile_kernels(out: Path) -> Path:
         return library
     compiler = find_compiler()
     if compiler is None:
-        raise EngineError("no C compiler to compile svrt's int8 kernels with; run: apt install gcc libc6-dev")
+        raise EngineError("no C compiler to compile svrt's kernels with; run: apt install gcc libc6-dev")
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         made = Path(scratch) / library.name
         command = [compiler, *FLAGS, "-o", str(made), *(str(_FOLDER / name) for name in SOURCES), "-lpthread", "-lm"]
@@ -60,7 +60,7 @@ def compile_kernels(out: Path) -> Path:
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
             reason = next((line for line in lines if "error" in line), lines[0])
-            raise EngineError(f"{compiler} cannot compile svrt's int8 kernels: {reason.strip()}")
+            raise EngineError(f"{compiler} cannot compile svrt's kernels: {reason.strip()}")
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(library)

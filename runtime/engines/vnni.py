@@ -1,101 +1,22 @@
-"""svrt's own kernels on the processor: the layers of a large vision transformer in int8, where it has AVX-512 VNNI.
+"""svrt's own kernels on the processor, where it has AVX-512 VNNI: VGG-16, and large vision transformers.
 
-OpenVINO computes the products of weights in int8 too (`dynamic_int8`), but attention in bfloat16. Here both are int8, and
-what is between two products is written as the next one reads it. The kernels are C, compiled at their first use
-(`svrt.kernels.vnni`).
+They are C (`svrt.kernels.vnni`), compiled at their first use; weights are arranged for them once, in a file that is
+mapped.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from ...errors import EngineError
-from ...kernels.vnni import Kernels, Rows
-from ...kernels.vnni.compiler import NEEDED, compile_kernels
-from ..processors import processor_flags, usable_processors
-from . import LARGE, VNNI, AbsentError, EngineStore, UnsuitedError
-from .files import locked
-from .vit import Layer, VisionTransformer
-from .vnni_weights import LayerShape, LayerWeights, layer_weights
+from . import EngineStore
+from .onnx_chain import NotAChainError
+from .vnni_encoder import VnniEncoder
+from .vnni_vgg16 import VnniVgg16
 
 
-class VnniEngine:
-    """A vision transformer's graph; see `svrt.runtime.engines.Engine`.
-
-    Raises `UnsuitedError` for graphs of another kind, `EngineError` where the kernels cannot be compiled.
-    """
-
-    name = VNNI
-    device = "cpu"
-    precision = "dynamic int8"
-
-    def __init__(self, path: Path, store: EngineStore | None) -> None:
-        self.path = path
-        self._vit = vit = VisionTransformer.read(path)
-        self._shape = LayerShape.of(path, vit)
-        if 2 * len(vit.layers) * self._shape.layer_bytes < LARGE:
-            raise UnsuitedError(f"{path}: {VNNI} runs large graphs alone")
-        self.inputs = {vit.input: vit.shape}
-        self._kernels = _kernels(store)
-        self._tables = [np.ascontiguousarray(vit.constant(vit.layers[0], name), np.float32) for name in ("cos", "sin")]
-        self._weights = layer_weights(path, vit, self._shape, store)
-
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the graph once. Raises `EngineError` where an input does not fit."""
-        x = self._vit.first(self._checked(inputs))
-        tokens, hidden = x.shape
-        # Room that nothing needs between two runs, where other stages have theirs.
-        rows, inner = Rows(tokens, hidden), Rows(tokens, self._shape.inner)
-        qkv, mixed = np.empty((tokens, 3 * hidden), np.float32), np.empty((tokens, hidden), np.float32)
-        for layer, weights in zip(self._vit.layers, self._weights, strict=True):
-            self._attend(x, layer, weights, rows, qkv, mixed)
-            self._kernels.norm(x, *weights.norm("norm2"), layer.epsilons[1], rows)
-            self._kernels.gelu_product(rows, weights.product("fc1"), inner)
-            self._kernels.add_product(inner, weights.product("fc2"), x)
-        return {self._vit.output: self._vit.last(x)}
-
-    def _attend(
-        self, x: np.ndarray, layer: Layer, weights: LayerWeights, rows: Rows, qkv: np.ndarray, mixed: np.ndarray
-    ) -> None:
-        """The first half of a layer, added to `x`; the others are room."""
-        self._kernels.norm(x, *weights.norm("norm1"), layer.epsilons[0], rows)
-        self._kernels.product(rows, weights.product("qkv"), qkv)
-        self._kernels.attention(qkv, *self._tables, self._shape.heads, mixed)
-        self._kernels.round(mixed, rows)
-        self._kernels.add_product(rows, weights.product("proj"), x)
-
-    def _checked(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        name, shape = self._vit.input, self._vit.shape
-        pixels = inputs.get(name)
-        if pixels is None or len(inputs) != 1:
-            raise EngineError(f"{self.path}: inputs are {[name]}, not {sorted(inputs)}")
-        if pixels.dtype != np.float32 or pixels.shape != shape:
-            raise EngineError(
-                f"{self.path}: input {name!r} is {pixels.dtype} {list(pixels.shape)}, expected float32 {list(shape)}"
-            )
-        return pixels
-
-
-def _kernels(store: EngineStore | None) -> Kernels:
-    """The compiled kernels, from the store's cache where that can be written."""
-    if not processor_flags() >= NEEDED:
-        raise AbsentError(f"{VNNI} needs a processor with AVX-512 VNNI")
-    if store is not None:
-        try:
-            with locked(store, "compiles kernels", "weights.lock"):
-                return Kernels(compile_kernels(store.cache), usable_processors())
-        except OSError as exc:
-            store.say(f"{store.cache}: kernels cannot be kept there ({exc.strerror}); they are compiled each time")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return Kernels(compile_kernels(Path(folder)), usable_processors())
-    except OSError as exc:
-        raise EngineError(f"kernels cannot be compiled: {exc.filename or ''}: {exc.strerror}") from exc
-
-
-def load(path: Path, _backend: str, _precision: str, store: EngineStore | None) -> VnniEngine:
+def load(path: Path, _backend: str, _precision: str, store: EngineStore | None) -> VnniEncoder | VnniVgg16:
     """Load the graph at `path`; see `svrt.runtime.engines.load`. Raises `UnsuitedError` for other graphs."""
-    return VnniEngine(path, store)
+    try:
+        return VnniVgg16(path, store)
+    except NotAChainError:
+        return VnniEncoder(path, store)
