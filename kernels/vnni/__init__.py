@@ -1,5 +1,5 @@
-"""Kernels of svrt's own for processors with AVX-512 VNNI, which adds up products of integers: C, compiled on the machine
-that it runs on (`compiler`).
+"""Kernels of svrt's own for processors with AVX-512 VNNI, which adds up products of integers: C, compiled on the
+machine that it runs on (`compiler`).
 
 `transformer` has the layers of a vision transformer, in int8; `convolution` those of VGG-16, in 16 bits.
 """

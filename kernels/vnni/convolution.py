@@ -73,8 +73,8 @@ def packed(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`weight` [filters, channels, 3, 3] as the products read it: int16 [filters / 64, 36, channels / 2, 64, 2], and
     their steps, float32 [filters / 64, 36, 64].
 
-    Steps are as many as keep any sums of a tile's pixels times a filter's weights within 32 bits. filters: a multiple of
-    64, channels: of 16.
+    Steps are as many as keep any sums of a tile's pixels times a filter's weights within 32 bits. filters: a multiple
+    of 64, channels: of 16.
     """
     filters, channels = weight.shape[:2]
     sums = np.kron(WEIGHTS, WEIGHTS) @ weight.astype(np.float64).reshape(filters * channels, 9).T

@@ -1,4 +1,4 @@
-"""Reading ONNX files for what does not read ONNX, without the `onnx` package: that is for who exports, not for a small board.
+"""Reading ONNX files for what does not, without the `onnx` package: that is for who exports, not for a small board.
 
 Only the wire format of the messages and the fields that svrt's graphs have are read
 (https://protobuf.dev/programming-guides/encoding and `onnx/onnx.proto`, opset 17).

@@ -1,14 +1,15 @@
 """The layers of a vision transformer in an ONNX graph, as `svrt export` writes V-JEPA 2's, and what is around them.
 
-A layer is known by its operations and by what each reads, conversions between float16 and float32 aside. What is before
-the first layer and behind the last, patches and the projector, is a hundredth of the arithmetic, and computed with NumPy
-in float32 as it stands there.
+A layer is known by its operations and by what each reads, conversions between float16 and float32 aside. What is
+before the first layer and behind the last, patches and the projector, is a hundredth of the arithmetic, and computed
+with NumPy in float32 as it stands there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ class Layer:
 class VisionTransformer:
     """Layers one after another, and the nodes before and behind them. `names` of a layer are those of `constants`.
 
-    The first layer reads `value`, float32 [tokens, hidden], the last gives `result`. `input` is float32 of that `shape`,
-    `output` what the graph gives.
+    The first layer reads `value`, float32 [tokens, hidden], the last gives `result`. `input` is float32 of that
+    `shape`, `output` what the graph gives.
     """
 
     input: str
@@ -93,7 +94,7 @@ class VisionTransformer:
         if (
             not layers
             or places != list(range(places[0], places[0] + len(LAYER) * len(layers), len(LAYER)))
-            or any(one.names["z"] != other.names["x"] for one, other in zip(layers, layers[1:], strict=False))
+            or any(one.names["z"] != other.names["x"] for one, other in pairwise(layers))
             or len(inputs) != 1
             or len(graph.outputs) != 1
             or None in inputs[0][1]
@@ -166,7 +167,8 @@ def evaluate(
 
 def _normed(given: dict[str, Any], x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     off = x - x.mean(axis=-1, keepdims=True)
-    return off / np.sqrt((off * off).mean(axis=-1, keepdims=True) + np.float32(given["epsilon"])) * weight + bias
+    scale = np.sqrt((off * off).mean(axis=-1, keepdims=True) + np.float32(given["epsilon"]))
+    return np.asarray(off / scale * weight + bias)
 
 
 OPERATIONS: dict[str, Callable[..., np.ndarray]] = {

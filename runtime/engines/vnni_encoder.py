@@ -1,7 +1,7 @@
 """A large vision transformer in int8, by svrt's own kernels.
 
-OpenVINO computes the products of weights in int8 too (`dynamic_int8`), but attention in bfloat16. Here both are int8, and
-what is between two products is written as the next one reads it.
+OpenVINO computes the products of weights in int8 too (`dynamic_int8`), but attention in bfloat16. Here both are int8,
+and what is between two products is written as the next one reads it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class VnniEncoder:
             raise UnsuitedError(f"{path}: {VNNI} runs large graphs alone")
         self.inputs = {vit.input: vit.shape}
         self._kernels = load_kernels(Kernels, store)
-        self._tables = [np.ascontiguousarray(vit.constant(vit.layers[0], name), np.float32) for name in ("cos", "sin")]
+        self._cos, self._sin = (
+            np.ascontiguousarray(vit.constant(vit.layers[0], name), np.float32) for name in ("cos", "sin")
+        )
         self._weights = layer_weights(path, vit, self._shape, store)
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -59,7 +61,7 @@ class VnniEncoder:
         """The first half of a layer, added to `x`; the others are room."""
         self._kernels.norm(x, *weights.norm("norm1"), layer.epsilons[0], rows)
         self._kernels.product(rows, weights.product("qkv"), qkv)
-        self._kernels.attention(qkv, *self._tables, self._shape.heads, mixed)
+        self._kernels.attention(qkv, self._cos, self._sin, self._shape.heads, mixed)
         self._kernels.round(mixed, rows)
         self._kernels.add_product(rows, weights.product("proj"), x)
 

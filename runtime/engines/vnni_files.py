@@ -56,7 +56,7 @@ def arranged(
             with locked(store, "arranges weights", LOCK):
                 if not file.is_file() or file.stat().st_size != size:
                     store.say(f"arranging the weights of {path.name} for {VNNI} (once)")
-                    write_whole(file, (memoryview(part.reshape(-1)).cast("B") for part in parts()))
+                    write_whole(file, (part.reshape(-1).view(np.uint8).data for part in parts()))
             return np.memmap(file, np.uint8, "r")
         except OSError as exc:
             store.say(f"{file}: cannot be kept ({exc.strerror}); weights are arranged each time")
@@ -72,7 +72,8 @@ def bytes_of(layout: Layout) -> int:
 
 def views(data: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
     """The arrays that lie in `data`, uint8."""
-    found, at = {}, 0
+    found: dict[str, np.ndarray] = {}
+    at = 0
     for name, (dtype, shape) in layout.items():
         size = bytes_of({name: (dtype, shape)})
         found[name] = data[at : at + size].view(dtype).reshape(shape)

@@ -61,6 +61,7 @@ class VnniVgg16:
         self.path, self._output = path, chain.output
         self.inputs = {chain.input: chain.shape}
         self._blocks = _blocks(path, chain)
+        self._sides = tuple(side for side in chain.shape[2:] if side is not None)
         self._kernels = load_kernels(Kernels, store)
         layouts = [block.layout(first=at == 0) for at, block in enumerate(self._blocks)]
         sizes = [bytes_of(layout) for layout in layouts]
@@ -76,17 +77,16 @@ class VnniVgg16:
         count = len(images)
         if not self._maps or self._maps[0].images < count:
             self._maps = self._room(count)
-        first, *rest = self._blocks
         maps = self._maps[0]
         self._kernels.first(images, self._first["weight"], self._first["bias"], maps)
-        for block, filters, to in zip(rest, self._filters, self._maps[1:], strict=True):
+        for block, filters, to in zip(self._blocks[1:], self._filters, self._maps[1:], strict=True):
             self._kernels.convolve(maps, filters, to, count, pooled=block.pooled)
             maps = to
         return {self._output: maps.values[:count].astype(np.float32).mean(axis=(1, 2))}
 
     def _room(self, images: int) -> list[Map]:
         """Maps of every block, kept from one run to the next: zeros around them are written once."""
-        ((_, _, height, width),) = self.inputs.values()
+        height, width = self._sides
         made = []
         for block in self._blocks:
             if block.pooled:
@@ -114,7 +114,8 @@ def _blocks(path: Path, chain: Chain) -> list[_Block]:
         for node, after, beyond in zip(nodes, nodes[1:], nodes[2:], strict=False):
             if node.op == "Conv" and after.op == "Relu" and _suits(chain, node, first=not blocks):
                 pooled = beyond.op == "MaxPool" and beyond.attributes == HALVED
-                blocks.append(_Block(*(chain.weights[name] for name in node.constants), pooled))
+                weight, bias = (chain.weights[name] for name in node.constants)
+                blocks.append(_Block(weight, bias, pooled))
     pools = sum(block.pooled for block in blocks)
     if len(blocks) < 2 or blocks[0].pooled or 2 * len(blocks) + pools + len(END) != len(nodes):
         raise UnsuitedError(f"{path}: {VNNI} runs graphs such as VGG-16's here, and not this one")
