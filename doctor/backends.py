@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 def backends(host: Host, machine: Machine, bundle: Bundle | None, say: Say = lambda _: None) -> list[Said]:
     """Try every backend. `bundle` is where a GGUF is taken from; `say` is told what is tried: it can take long."""
-    found = [_opencv(host, say), *_onnxruntime(host, say), _openvino(host, say), _ncnn(host, say)]
+    found = [_opencv(host, say), *_onnxruntime(host, say), _openvino(host, say), _ncnn(host, say), _vnni(host, say)]
     found += [_tensorrt(host, machine, backend, say) for backend in ("tensorrt", "tensorrt-rtx")]
     return [*found, _llama(host, machine, bundle, say)]
 
@@ -99,6 +99,16 @@ def _ncnn(host: Host, say: Say) -> Said:
     if outcome.ran or outcome.state == "absent":
         level = "ok"
     return _said("ncnn", outcome, "ran a convolution", level, "pip uninstall -y ncnn")
+
+
+def _vnni(host: Host, say: Say) -> Said:
+    """svrt's own kernels. Where they fail `auto` takes a library; where they crash or hang, so does `svrt describe`."""
+    outcome = _try(host, say, "vnni")
+    broken = outcome.state in ("crashed", "hung")
+    level: Level = "fail" if broken else "ok" if outcome.ran or outcome.state == "absent" else "warn"
+    fix = "svrt describe --backend onnxruntime CLIP" if broken else "sudo apt install gcc libc6-dev"
+    backend, finding = _said("vnni", outcome, "compiled, and ran two convolutions", level, fix)
+    return backend, replace(finding, where="svrt.kernels.vnni")
 
 
 def _tensorrt(host: Host, machine: Machine, backend: str, say: Say) -> Said:

@@ -134,6 +134,30 @@ def ncnn() -> dict[str, Any]:
     return {"version": version("ncnn")}
 
 
+def vnni() -> dict[str, Any]:
+    """Compile svrt's own kernels, and run two convolutions as the runtime runs VGG-16's."""
+    import numpy as np
+
+    from ..runtime.engines import AbsentError
+    from ..runtime.engines.onnx_chain import Chain, Node
+    from ..runtime.engines.vnni_vgg16 import VnniVgg16
+
+    first, second = np.zeros((64, 3, 3, 3), np.float32), np.full((64, 64, 3, 3), 1 / 64, np.float32)
+    first[:, 0, 1, 1] = 1
+    weights = {"first": first, "second": second, "bias": np.full(64, 0.5, np.float32)}
+    convolutions = [Node("Conv", (name, "bias"), {"pads": (1, 1, 1, 1)}) for name in ("first", "second")]
+    relu, end = Node("Relu", (), {}), (Node("GlobalAveragePool", (), {}), Node("Flatten", (), {}))
+    nodes = (convolutions[0], relu, convolutions[1], relu, *end)
+    try:
+        engine = VnniVgg16(Path("tiny"), Chain("x", "y", (None, 3, 4, 4), nodes, weights), None)
+    except AbsentError as exc:
+        raise Absent(exc) from exc
+    found = engine({"x": np.full((1, 3, 4, 4), 0.5, np.float32)})["y"]
+    if not np.allclose(found, 100 / 16 + 0.5, atol=1e-2):  # of 16 windows 4 see 9 ones, 8 see 6 and 4 see 4
+        raise RuntimeError(f"wrong result: {found}")
+    return {}
+
+
 def tensorrt(backend: str = "tensorrt") -> dict[str, Any]:
     """Import TensorRT, build the tiny graph's engine, deserialise it and run it, as the runtime does."""
     import numpy as np
@@ -227,6 +251,7 @@ OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "ncnn": ncnn,
+    "vnni": vnni,
     "tensorrt": tensorrt,
     "tensorrt-rtx": lambda: tensorrt("tensorrt-rtx"),
     "llama": llama,

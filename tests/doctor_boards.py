@@ -132,6 +132,7 @@ def answers(gpu=None, **others):
     found = {name: Outcome("ran", values=values) for name, values in ran.items()}
     found |= {"tensorrt": absent, "tensorrt-rtx": absent, "nvml": absent}
     found |= {name: Outcome("absent", f"No module named '{name}'") for name in ("openvino", "ncnn")}
+    found["vnni"] = Outcome("absent", "vnni needs a processor with AVX-512 VNNI")
     if gpu:
         values = {"version": "10.3.0", "device": gpu[0], "compute_capability": gpu[1]}
         found["tensorrt"] = Outcome("ran", values=values)

@@ -29,6 +29,7 @@ from svrt.doctor.host import Outcome, operate
 from svrt.doctor.machine import cpu_list, machine_of
 from svrt.doctor.operations import perform
 from svrt.runtime.engines import cuda, tensorrt, tensorrt_build
+from svrt.runtime.processors import processor_flags
 
 ROOT = Path(__file__).parent.parent
 ORIN, GPU_OF_THOR = ("Orin", "8.7"), ("NVIDIA Thor", "11.0")
@@ -241,6 +242,33 @@ def test_a_cpu_backend_that_fails_is_passed_over_and_one_that_crashes_takes_desc
     (fault,) = faults(report)
     assert report.describe_works == works and name in fault.what
     assert (fault.where, fault.fix) == (f"package {name}", f"pip uninstall -y {name}")
+
+
+@pytest.mark.parametrize(
+    ("state", "works", "fix"),
+    [
+        ("failed", True, "sudo apt install gcc libc6-dev"),
+        ("crashed", False, "svrt describe --backend onnxruntime CLIP"),
+        ("hung", False, "svrt describe --backend onnxruntime CLIP"),
+    ],
+)
+def test_kernels_that_fail_are_passed_over_and_those_that_crash_take_describe_with_them(
+    tmp_path, bundle, state, works, fix
+):
+    found = answers(vnni=Outcome(state, "killed by SIGILL"))
+    found["llama"].values["gpu"] = False
+    report = examine(host(desktop(tmp_path / "pc"), found), bundle)
+    (fault,) = faults(report)
+    assert report.describe_works == works and "vnni" in fault.what
+    assert (fault.where, fault.fix) == ("svrt.kernels.vnni", fix)
+
+
+def test_own_kernels_are_compiled_and_tried_with_convolutions():
+    done = operate("vnni")
+    if "avx512_vnni" in processor_flags():
+        assert done.ran or "no C compiler" in done.detail
+    else:
+        assert done.state == "absent"
 
 
 def test_openvino_is_tried_in_each_precision_that_it_is_used_in():

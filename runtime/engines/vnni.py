@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import EngineStore
-from .onnx_chain import NotAChainError
+from .onnx_chain import NotAChainError, read
 from .vnni_encoder import VnniEncoder
 from .vnni_vgg16 import VnniVgg16
 
@@ -17,6 +17,7 @@ from .vnni_vgg16 import VnniVgg16
 def load(path: Path, _backend: str, _precision: str, store: EngineStore | None) -> VnniEncoder | VnniVgg16:
     """Load the graph at `path`; see `svrt.runtime.engines.load`. Raises `UnsuitedError` for other graphs."""
     try:
-        return VnniVgg16(path, store)
+        chain = read(path)
     except NotAChainError:
         return VnniEncoder(path, store)
+    return VnniVgg16(path, chain, store)

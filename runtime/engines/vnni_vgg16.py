@@ -15,7 +15,7 @@ from ...errors import EngineError
 from ...kernels.vnni import COLUMNS
 from ...kernels.vnni.convolution import PAIR, TILE, Filters, Kernels, Map, packed
 from . import VNNI, EngineStore, UnsuitedError
-from .onnx_chain import Chain, Node, read
+from .onnx_chain import Chain, Node
 from .vnni_files import Layout, arranged, bytes_of, load_kernels, views
 
 KIND = "int16 1"  # of the file of weights: another number where its layout changes
@@ -48,16 +48,14 @@ class _Block:
 class VnniVgg16:
     """VGG-16's graph; see `svrt.runtime.engines.Engine`. An image's features do not depend on those beside it.
 
-    Raises `UnsuitedError` for other graphs, `NotAChainError` for those that are none of one input and one output,
-    `EngineError` where the kernels cannot be compiled.
+    Raises `UnsuitedError` for other chains, `EngineError` where the kernels cannot be compiled.
     """
 
     name = VNNI
     device = "cpu"
     precision = "int16"
 
-    def __init__(self, path: Path, store: EngineStore | None) -> None:
-        chain = read(path)
+    def __init__(self, path: Path, chain: Chain, store: EngineStore | None) -> None:
         self.path, self._output = path, chain.output
         self.inputs = {chain.input: chain.shape}
         self._blocks = _blocks(path, chain)
