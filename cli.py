@@ -46,7 +46,7 @@ _Backend = Annotated[
         "--backend",
         metavar="NAME",
         help="What runs the graphs: auto, tensorrt, tensorrt-rtx, openvino, openvino-fp32, openvino-int8, "
-        "openvino-winograd, vnni, ncnn, onnxruntime.",
+        "vnni, ncnn, onnxruntime.",
     ),
 ]
 

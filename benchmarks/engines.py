@@ -25,7 +25,7 @@ import numpy as np
 
 from ..bundle import ENCODER, VGG16, Bundle
 from ..errors import SvrtError
-from ..runtime.engines import CPU_BACKENDS, LARGE, QUANTIZED, WINOGRAD, load_one
+from ..runtime.engines import CPU_BACKENDS, LARGE, QUANTIZED, VNNI, load_one
 from ..runtime.engines.trial import installed, least_cosine
 from ..runtime.sampler import cached_batch
 from .memory import peak_rss_mib
@@ -85,9 +85,10 @@ class Row:
 def settings(path: Path) -> list[Setting]:
     """Every backend of the processor that is installed and runs the graph at `path`, and its changes."""
     found, weights = [], path.with_name(f"{path.name}.data")
-    large = weights.is_file() and weights.stat().st_size >= LARGE
+    vgg16, large = path.name == VGG16, weights.is_file() and weights.stat().st_size >= LARGE
+    suits = {"ncnn": vgg16, QUANTIZED: large, VNNI: vgg16 or large}
     for backend in sorted(installed(), key=list(CPU_BACKENDS)[::-1].index):  # ONNX Runtime first: others are held to it
-        if (backend in ("ncnn", WINOGRAD) and path.name != VGG16) or (backend == QUANTIZED and not large):
+        if not suits.get(backend, True):
             continue
         found.append(Setting(backend))
         found += [Setting(backend, name, value) for name, value in CHANGES.get(backend, ())]

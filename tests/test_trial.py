@@ -125,8 +125,8 @@ def test_another_library_is_not_taken_for_less_than_a_tenth_of_the_time(machine,
 
 
 @pytest.mark.parametrize(("seconds", "saves_enough"), [(0.091, False), (0.089, True)])
-@pytest.mark.parametrize(("backend", "precision"), [("openvino-int8", "dynamic int8"), ("openvino-winograd", "bf16")])
-def test_what_rounds_more_is_taken_where_it_saves_a_tenth_of_what_bfloat16_takes(
+@pytest.mark.parametrize(("backend", "precision"), [("openvino-int8", "dynamic int8"), ("vnni", "dynamic int8")])
+def test_int8_is_taken_where_it_saves_a_tenth_of_what_bfloat16_takes(
     machine, graph, backend, precision, seconds, saves_enough
 ):
     machine.versions[backend] = "1"

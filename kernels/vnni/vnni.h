@@ -1,4 +1,4 @@
-// What the int8 kernels share: types, the product that processors with AVX-512 VNNI have, and threads.
+// What the kernels share: types, products that processors with AVX-512 VNNI have, and threads.
 #pragma once
 
 #include <immintrin.h>

@@ -20,13 +20,11 @@ from ...errors import EngineError
 # Each module is imported only when it is wanted. "auto" tries the GPU's in this order.
 GPU_BACKENDS = {"tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
 QUANTIZED = "openvino-int8"
-WINOGRAD = "openvino-winograd"
 VNNI = "vnni"
 CPU_BACKENDS = {
     "openvino": ".openvino",
     "openvino-fp32": ".openvino",
     QUANTIZED: ".openvino",
-    WINOGRAD: ".openvino",
     VNNI: ".vnni",
     "ncnn": ".ncnn",
     "onnxruntime": ".onnxruntime",

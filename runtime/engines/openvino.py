@@ -14,12 +14,11 @@ from openvino import opset13 as opset
 
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import QUANTIZED, WINOGRAD, EngineStore, UnsuitedError
+from . import QUANTIZED, EngineStore, UnsuitedError
 from .compiled_graph import CompiledGraph, Interface
 from .dynamic_int8 import GROUP
 from .mapped_weights import as_float32, is_large, mapped
 from .openvino_nodes import constant, only_reader
-from .winograd import use_winograd
 
 FLOAT32_ONLY = "openvino-fp32"
 DYNAMIC = "dynamic int8"  # what `precision` says of that
@@ -37,8 +36,7 @@ class OpenVinoEngine:
     has one product in 180, but of what moves the distances between frames a third comes in by it, between motion maps
     two thirds: where a map is black, a mean of 124 is subtracted, and there bfloat16 has steps of a half.
     A graph with quantized products ("int8" in `stored`) keeps those, and computes the others in that type. As
-    "openvino-int8" it does the same to the products of a large float16 graph (`dynamic_int8`), as "openvino-winograd"
-    it saves more than half of the products of 3 x 3 convolutions (`winograd`).
+    "openvino-int8" it does the same to the products of a large float16 graph (`dynamic_int8`).
 
     Raises `EngineError` where the graph cannot be loaded, `UnsuitedError` for one that is not of that kind.
     """
@@ -85,14 +83,10 @@ class OpenVinoEngine:
         # Named now: compiled, an output goes by the names of what was fused into it too.
         outputs = [tensor.any_name for tensor in graph.outputs]
         interface = Interface({tensor.any_name: _shape(tensor.partial_shape) for tensor in graph.inputs}, outputs)
-        quantized, winograd = self.name == QUANTIZED, self.name == WINOGRAD
-        large = stored == "fp16" and not winograd and is_large(graph)
+        quantized = self.name == QUANTIZED
+        large = stored == "fp16" and is_large(graph)
         if quantized and not large:
             raise UnsuitedError(f"{self.path}: {self.name} runs large float16 graphs alone")
-        if winograd:
-            as_float32(graph, quantized=False)
-            if not use_winograd(graph):
-                raise UnsuitedError(f"{self.path}: {self.name} runs graphs such as VGG-16's alone, of even sides")
         if large and store is not None:
             found = mapped(core, graph, self.path, store, quantized=quantized)
             if found is not None:

@@ -31,7 +31,6 @@ from . import (
     CPU_BACKENDS,
     QUANTIZED,
     VNNI,
-    WINOGRAD,
     Engine,
     EngineStore,
     UnsuitedError,
@@ -182,8 +181,8 @@ class _Trial:
         agreeing = {name: entry for name, entry in entries.items() if entry.agrees}
         if not agreeing:
             raise EngineError(next(iter(failed.values()), f"{self.path}: no backend here runs it as it should"))
-        # int8 rounds four times as much as bfloat16, Winograd's way twice, and must be worth that.
-        weights = {ANYWHERE: WORTH, QUANTIZED: 1 / WORTH, VNNI: 1 / WORTH, WINOGRAD: 1 / WORTH}
+        # int8 rounds four times as much as bfloat16, and own kernels read a file of weights: it must be worth that.
+        weights = {ANYWHERE: WORTH, QUANTIZED: 1 / WORTH, VNNI: 1 / WORTH}
         times = {name: entry.ms * weights.get(name, 1) for name, entry in agreeing.items()}
         return Outcome(self.key, min(times, key=times.__getitem__), entries, failed)
 
