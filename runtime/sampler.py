@@ -11,7 +11,10 @@ digit, and most keyframes with it; so a processor that rounds would see other fr
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -32,12 +35,15 @@ VGG_BATCH = 8  # frames per inference, at most: bounds memory, costs no speed
 CACHED = 64 << 20
 PROBE = 8  # pixels between those that tell most images apart
 THUMBNAIL = 320  # pixels, longer side
-# OpenCV averages over areas in one thread, which is most of reducing a frame: half of it happens in another.
+# Bytes of a frame that is kept whole until it is known whether it is a keyframe: 32 MB of 64 candidates at most. Larger
+# ones are reduced for the encoder as they come.
+KEPT = 512 << 10
+# OpenCV averages over areas in one thread, which is most of reducing a frame: half of it or more happens in another.
 _BESIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="svrt-reducer")
 
 
 class Candidates:
-    """What is kept of each candidate frame: small pictures only, so a clip's size and length do not show in memory."""
+    """What is kept of each candidate frame: small pictures alone, so a clip's size and length do not show in memory."""
 
     def __init__(self, sampler: SamplerSpec, encoder: EncoderSpec) -> None:
         self._sampler, self._encoder = sampler, encoder
@@ -45,43 +51,56 @@ class Candidates:
         self.reduce_s = 0.0  # seconds spent in `add`
         self.indices: list[int] = []
         self.times_s: list[float] = []
-        self.appearance: list[np.ndarray] = []  # uint8 BGR [size, size, 3] for VGG-16
+        self._appearance: list[Callable[[], np.ndarray]] = []
         self.motion: list[np.ndarray] = []  # float32 [size, size], 0 to 255
-        self._for_others: list[Future[tuple[np.ndarray, np.ndarray]]] = []
+        self._reducing: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque(maxlen=2)
+        self._for_others: list[Callable[[], tuple[np.ndarray, np.ndarray]]] = []
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def appearance(self) -> list[np.ndarray]:
+        """What VGG-16 reads of the candidates: uint8 BGR [size, size, 3] each."""
+        return [picture() for picture in self._appearance]
+
     def view(self, place: int) -> np.ndarray:
         """What the encoder reads of a candidate: uint8 BGR [S, S, 3]."""
-        return self._for_others[place].result()[0]
+        return self._for_others[place]()[0]
 
     def thumbnail(self, place: int) -> np.ndarray:
         """A candidate for a person: uint8 BGR, longer side 320 at most."""
-        return self._for_others[place].result()[1]
+        return self._for_others[place]()[1]
 
     def add(self, frame: Frame) -> None:
         """Reduce one frame (uint8 BGR [H, W, 3]) to what the sampler, the encoder and a contact sheet need of it.
 
-        Its image must not change after that: part of it is read a little later.
+        Its image must not change after that: it is read later, too.
         """
         started = time.perf_counter()
         spec = self._sampler
-        if len(self) > 1:
-            self._for_others[-2].result()  # it may lag by a frame: of a large clip each takes 38 MB
-        self._for_others.append(_BESIDE.submit(self._reduce_for_others, frame.image))
+        self._submit(frame.image)
         band = haar.approximation(haar.luma(frame.image), spec.level, spec.wavelet)
         moved = haar.motion(self._band, band, spec.level)
         self._band = band
         self.indices.append(frame.index)
         self.times_s.append(frame.time_s)
-        self.appearance.append(shrink(frame.image, spec.size, spec.size))
         self.motion.append(resize(moved, spec.size, spec.size))
         self.reduce_s += time.perf_counter() - started
 
-    def _reduce_for_others(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        encoder = self._encoder
-        return fit_square(image, encoder.size, encoder.fit, encoder.resize, shrink).copy(), _thumbnail(image)
+    def _submit(self, image: np.ndarray) -> None:
+        """Have what takes longest of a frame done in the other thread."""
+        size = self._sampler.size
+        for_others = partial(_reduced_for_others, image, self._encoder)
+        if image.nbytes <= KEPT:
+            self._appearance.append(_BESIDE.submit(shrink, image, size, size).result)
+            self._for_others.append(cache(for_others))
+            return
+        if len(self._reducing) > 1:
+            self._reducing[0].result()  # it may lag by a frame: of a large clip each takes 38 MB
+        self._reducing.append(_BESIDE.submit(for_others))
+        self._for_others.append(self._reducing[-1].result)
+        self._appearance.append(partial(np.asarray, shrink(image, size, size)))
 
 
 class Sampler:
@@ -103,8 +122,8 @@ class Sampler:
 
     def features(self, candidates: Candidates) -> np.ndarray:
         """Fused features, float32 [N, 1024]: appearance and motion through VGG-16, each row of each L2-normalised."""
-        appearance = self.embed(candidates.appearance)
         motion = self.embed(candidates.motion)
+        appearance = self.embed(candidates.appearance)  # last: these may still be on their way
         return np.concatenate([_unit_rows(appearance), _unit_rows(motion)], axis=1)
 
     def embed(self, images: list[np.ndarray]) -> np.ndarray:
@@ -123,6 +142,11 @@ class Sampler:
 
     def _tensor(self, images: list[np.ndarray]) -> np.ndarray:
         return normalise(np.stack(images), self._norm)
+
+
+def _reduced_for_others(image: np.ndarray, encoder: EncoderSpec) -> tuple[np.ndarray, np.ndarray]:
+    """What the encoder reads of a frame, and a person. Not of `Candidates`: they would hold themselves, and frames."""
+    return fit_square(image, encoder.size, encoder.fit, encoder.resize, shrink).copy(), _thumbnail(image)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

@@ -289,3 +289,16 @@ def test_nothing_stays_behind_when_the_table_is_given_up(bundle, clip, tmp_path,
 def test_every_stage_has_a_pytorch_peer_in_both_types():
     for name in ("PyTorch float32", "PyTorch bfloat16"):
         assert set(BY_NAME[name].stages) >= set(STAGES) - {SAMPLE}
+
+
+def test_a_whole_name_is_of_one_peer_and_a_part_of_all_that_have_it():
+    from svrt.benchmarks.peers.__main__ import PEERS, _wanted
+
+    def named(*against):
+        return [peer.name for peer in PEERS if _wanted(peer, against)]
+
+    assert named("pytorch bfloat16") == ["PyTorch bfloat16"]
+    assert named("bfloat16", "llama_decode") == [
+        name for name in named() if "bfloat16" in name or "llama_decode" in name
+    ]
+    assert named() == [peer.name for peer in PEERS]

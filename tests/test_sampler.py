@@ -1,6 +1,8 @@
 """Keyframe choice, against scikit-learn."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
 from small_graphs import write_one_block
 from svrt.bundle import VGG16, EncoderSpec, SamplerSpec
-from svrt.kernels.preprocess import Normalisation, normalise
+from svrt.kernels.preprocess import Normalisation, fit_square, normalise, resize
 from svrt.runtime import sampler
 from svrt.runtime.engines import load
 from svrt.runtime.video import Frame, read_candidates
@@ -167,6 +169,26 @@ def test_equal_pictures_are_seen_once_and_the_choice_is_that_of_seeing_each(bloc
     pictures = {image.tobytes() for image in candidates.appearance}
     maps = {image.tobytes() for image in candidates.motion}
     assert len(shown) == 2 * (len(pictures) + len(maps)), "twice: for the features, and for the choice"
+
+
+@pytest.mark.parametrize("kept", [0, sampler.KEPT])
+def test_a_frame_kept_whole_gives_what_one_reduced_at_once_gives_and_goes_with_the_others(monkeypatch, kept):
+    """Without waiting for a collection of garbage, as 64 of them take 32 MB."""
+    monkeypatch.setattr(sampler, "KEPT", kept)
+    images = [image.copy() for image in BALL[:5]]
+    candidates = reduced(images)
+    for place, image in enumerate(images):
+        np.testing.assert_array_equal(candidates.appearance[place], resize(image, SPEC.size, SPEC.size))
+        expected = fit_square(image, VIEWS.size, VIEWS.fit, VIEWS.resize)
+        np.testing.assert_array_equal(candidates.view(place), expected)
+        assert max(candidates.thumbnail(place).shape) <= sampler.THUMBNAIL
+    held = [weakref.ref(image) for image in images]
+    gc.disable()
+    try:
+        del candidates, images, image
+        assert not any(one() is not None for one in held)
+    finally:
+        gc.enable()
 
 
 def test_frames_without_motion_share_one_inference(block):

@@ -95,7 +95,8 @@ class Ring:
 def measure(
     bundle: Bundle, clip: Path, runs: int, stages: Sequence[str] = STAGES, against: Sequence[str] = ()
 ) -> list[Duel]:
-    """Every peer at every one of `stages` that it has; only peers whose name has one of `against` in it, if any.
+    """Every peer at every one of `stages` that it has; with `against` only peers whose name is, or has in it, one of
+    them.
 
     Raises `SvrtError` where the bundle or the clip cannot be used.
     """
@@ -110,7 +111,12 @@ def measure(
 
 
 def _wanted(peer: Peer, against: Sequence[str]) -> bool:
-    return not against or any(part.lower() in peer.name.lower() for part in against)
+    """Whether one of `against` is in the peer's name; a whole name is that peer's alone."""
+    names = {other.name.lower() for other in PEERS}
+    parts = {part.lower() for part in against}
+    return not parts or any(
+        part == peer.name.lower() or (part in peer.name.lower() and part not in names) for part in parts
+    )
 
 
 def versions() -> dict[str, str]:
@@ -162,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, help="bundle to use; the built-in one if not given")
     parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"of each side, {RUNS} if not given")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=", ".join(STAGES))
-    parser.add_argument("--against", nargs="+", default=(), metavar="PEER", help="peers with one of these in the name")
+    parser.add_argument(
+        "--against", nargs="+", default=(), metavar="PEER", help="peers with one of these as, or in, their name"
+    )
     parser.add_argument("--json", type=Path, help="file for every sample")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process stays behind
