@@ -143,7 +143,8 @@ def rotations(tokens, dim):
 
 def attended(kernels, qkv, tables, heads):
     out = np.full((len(qkv), qkv.shape[1] // 3), np.nan, np.float32)
-    kernels.attention(qkv, *tables, heads, out)
+    tokens, dim = tables[0].shape
+    kernels.attention(qkv, *tables, heads, out, kernels.scratch(heads, tokens, dim))
     return out
 
 

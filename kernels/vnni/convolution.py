@@ -76,6 +76,12 @@ def packed(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Steps are as many as keep any sums of a tile's pixels times a filter's weights within 32 bits. filters: a multiple
     of 64, channels: of 16.
     """
+    panels = [_panel(weight[at : at + COLUMNS]) for at in range(0, len(weight), COLUMNS)]
+    return np.stack([values for values, _ in panels]), np.stack([steps for _, steps in panels])
+
+
+def _panel(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and steps of 64 filters."""
     filters, channels = weight.shape[:2]
     sums = np.kron(WEIGHTS, WEIGHTS) @ weight.astype(np.float64).reshape(filters * channels, 9).T
     sums = sums.reshape(TILE, filters, channels)
@@ -85,11 +91,8 @@ def packed(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps = np.maximum(sizes.max(axis=2) / INT16_MAX, sizes.sum(axis=2) / room)
     steps = np.maximum(steps, np.finfo(np.float32).tiny).astype(np.float32)
     whole = np.rint(sums / steps[..., None]).astype(np.int16)
-    panels = whole.reshape(TILE, filters // COLUMNS, COLUMNS, channels // PAIR, PAIR)
-    return (
-        np.ascontiguousarray(panels.transpose(1, 0, 3, 2, 4)),
-        np.ascontiguousarray(steps.reshape(TILE, filters // COLUMNS, COLUMNS).transpose(1, 0, 2)),
-    )
+    values = whole.reshape(TILE, filters, channels // PAIR, PAIR).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(values), steps
 
 
 class Kernels:

@@ -119,12 +119,17 @@ class Kernels:
         """GELU of rows weights^T + bias, in int8."""
         self._product(byref(rows.struct), byref(weights.struct), _GELU, None, byref(to.struct), self.threads)
 
-    def attention(self, qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int, out: np.ndarray) -> None:
+    def scratch(self, heads: int, tokens: int, dim: int) -> np.ndarray:
+        """Room that `attention` of these sides works in."""
+        return np.empty(self._scratch(heads, tokens, dim), np.uint8)
+
+    def attention(
+        self, qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
         """Attention of `qkv` float32 [tokens, 3 x heads x dim], of which queries and keys x are rotated to x cos +
         swap(x) sin, where swap exchanges the halves of a head, and `cos`, `sin` are float32 [tokens, dim]; to `out`
         float32 [tokens, heads x dim]. Queries are scaled already. tokens: a multiple of `COLUMNS`; dim: of 4, at most
         `WIDEST_HEAD`."""
         tokens, dim = cos.shape
-        scratch = np.empty(self._scratch(heads, tokens, dim), np.uint8)
         pointers = (array.ctypes.data for array in (qkv, cos, sin))
         self._attention(*pointers, heads, tokens, dim, out.ctypes.data, scratch.ctypes.data, self.threads)

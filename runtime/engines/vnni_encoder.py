@@ -18,6 +18,16 @@ from .vnni_encoder_weights import LayerShape, LayerWeights, layer_weights
 from .vnni_files import bytes_of, load_kernels
 
 
+class _Room:
+    """What a run works in. Nothing needs it between two, when other stages have their room."""
+
+    def __init__(self, shape: LayerShape, kernels: Kernels) -> None:
+        self.rows, self.inner = Rows(shape.tokens, shape.hidden), Rows(shape.tokens, shape.inner)
+        self.qkv = np.empty((shape.tokens, 3 * shape.hidden), np.float32)
+        self.mixed = np.empty((shape.tokens, shape.hidden), np.float32)
+        self.scratch = kernels.scratch(shape.heads, shape.tokens, shape.hidden // shape.heads)
+
+
 class VnniEncoder:
     """A vision transformer's graph; see `svrt.runtime.engines.Engine`.
 
@@ -44,26 +54,21 @@ class VnniEncoder:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once. Raises `EngineError` where an input does not fit."""
         x = self._vit.first(self._checked(inputs))
-        tokens, hidden = x.shape
-        # Room that nothing needs between two runs, where other stages have theirs.
-        rows, inner = Rows(tokens, hidden), Rows(tokens, self._shape.inner)
-        qkv, mixed = np.empty((tokens, 3 * hidden), np.float32), np.empty((tokens, hidden), np.float32)
+        room = _Room(self._shape, self._kernels)
         for layer, weights in zip(self._vit.layers, self._weights, strict=True):
-            self._attend(x, layer, weights, rows, qkv, mixed)
-            self._kernels.norm(x, *weights.norm("norm2"), layer.epsilons[1], rows)
-            self._kernels.gelu_product(rows, weights.product("fc1"), inner)
-            self._kernels.add_product(inner, weights.product("fc2"), x)
+            self._attend(x, layer, weights, room)
+            self._kernels.norm(x, *weights.norm("norm2"), layer.epsilons[1], room.rows)
+            self._kernels.gelu_product(room.rows, weights.product("fc1"), room.inner)
+            self._kernels.add_product(room.inner, weights.product("fc2"), x)
         return {self._vit.output: self._vit.last(x)}
 
-    def _attend(
-        self, x: np.ndarray, layer: Layer, weights: LayerWeights, rows: Rows, qkv: np.ndarray, mixed: np.ndarray
-    ) -> None:
-        """The first half of a layer, added to `x`; the others are room."""
-        self._kernels.norm(x, *weights.norm("norm1"), layer.epsilons[0], rows)
-        self._kernels.product(rows, weights.product("qkv"), qkv)
-        self._kernels.attention(qkv, self._cos, self._sin, self._shape.heads, mixed)
-        self._kernels.round(mixed, rows)
-        self._kernels.add_product(rows, weights.product("proj"), x)
+    def _attend(self, x: np.ndarray, layer: Layer, weights: LayerWeights, room: _Room) -> None:
+        """The first half of a layer, added to `x`."""
+        self._kernels.norm(x, *weights.norm("norm1"), layer.epsilons[0], room.rows)
+        self._kernels.product(room.rows, weights.product("qkv"), room.qkv)
+        self._kernels.attention(room.qkv, self._cos, self._sin, self._shape.heads, room.mixed, room.scratch)
+        self._kernels.round(room.mixed, room.rows)
+        self._kernels.add_product(room.rows, weights.product("proj"), x)
 
     def _checked(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         name, shape = self._vit.input, self._vit.shape
