@@ -7,7 +7,6 @@ clip, with the bundle's own weights. See docs/peers.md.
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
 import shutil
 import signal
@@ -86,10 +85,10 @@ class Ring:
             raise failure
 
     def _text(self, ids: list[int]) -> str:
-        """Whole characters only, as svrt gives them: tokens may end in the middle of one."""
+        """As svrt gives it: tokens may end in the middle of a character, of which a replacement is left."""
         if self._vocabulary is None:
             self._vocabulary = vocabulary(self._bundle)
-        return codecs.getincrementaldecoder("utf-8")("replace").decode(self._vocabulary.detokenize(ids)) if ids else ""
+        return self._vocabulary.detokenize(ids).decode("utf-8", "replace") if ids else ""
 
 
 def measure(
