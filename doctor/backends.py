@@ -53,6 +53,14 @@ def _said(name: str, outcome: Outcome, detail: str, level: Level, fix: str = "")
     return backend, Finding(level, "backend", what, f"package {name.split()[0]}", "" if level == "ok" else fix)
 
 
+def _level(outcome: Outcome, *, wanted: bool = False) -> Level:
+    """How bad an outcome is of a backend that `describe` can do without, unless it crashes or hangs there; absent is
+    as it should be but where it is `wanted`."""
+    if outcome.ran or (outcome.state == "absent" and not wanted):
+        return "ok"
+    return "fail" if outcome.state in ("crashed", "hung") else "warn"
+
+
 def _opencv(host: Host, say: Say) -> Said:
     outcome = _try(host, say, "opencv")
     values = outcome.values
@@ -85,28 +93,21 @@ def _reinstall(host: Host) -> str:
 def _openvino(host: Host, say: Say) -> Said:
     """OpenVINO. Where it fails `auto` takes another; where it crashes or hangs, so does `svrt describe`."""
     outcome = _try(host, say, "openvino")
-    level: Level = "fail" if outcome.state in ("crashed", "hung") else "warn"
-    if outcome.ran or outcome.state == "absent":
-        level = "ok"
     detail = f"ran a matrix product in {' and '.join(outcome.values.get('precisions', []))}"
-    return _said("openvino", outcome, detail, level, "pip uninstall -y openvino")
+    return _said("openvino", outcome, detail, _level(outcome), "pip uninstall -y openvino")
 
 
 def _ncnn(host: Host, say: Say) -> Said:
     """ncnn. Where it fails `auto` takes another; where it crashes or hangs, so does `svrt describe`."""
     outcome = _try(host, say, "ncnn")
-    level: Level = "fail" if outcome.state in ("crashed", "hung") else "warn"
-    if outcome.ran or outcome.state == "absent":
-        level = "ok"
-    return _said("ncnn", outcome, "ran a convolution", level, "pip uninstall -y ncnn")
+    return _said("ncnn", outcome, "ran a convolution", _level(outcome), "pip uninstall -y ncnn")
 
 
 def _vnni(host: Host, say: Say) -> Said:
     """svrt's own kernels. Where they fail `auto` takes a library; where they crash or hang, so does `svrt describe`."""
     outcome = _try(host, say, "vnni")
-    broken = outcome.state in ("crashed", "hung")
-    level: Level = "fail" if broken else "ok" if outcome.ran or outcome.state == "absent" else "warn"
-    fix = "svrt describe --backend onnxruntime CLIP" if broken else "sudo apt install gcc libc6-dev"
+    level = _level(outcome)
+    fix = "svrt describe --backend onnxruntime CLIP" if level == "fail" else "sudo apt install gcc libc6-dev"
     backend, finding = _said("vnni", outcome, "compiled, and ran two convolutions", level, fix)
     return backend, replace(finding, where="svrt.kernels.vnni")
 
@@ -116,9 +117,7 @@ def _tensorrt(host: Host, machine: Machine, backend: str, say: Say) -> Said:
     outcome = _try(host, say, backend)
     values = outcome.values
     wanted = machine.nvidia_gpu and (backend == "tensorrt") == machine.jetson
-    level: Level = "fail" if outcome.state in ("crashed", "hung") else "warn"
-    if outcome.ran or (outcome.state == "absent" and not wanted):
-        level = "ok"
+    level = _level(outcome, wanted=wanted)
     device = f"{values.get('device')}, compute capability {values.get('compute_capability')}"
     fix = _INSTALL["tensorrt-rtx"]
     if backend == "tensorrt":

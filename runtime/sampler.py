@@ -11,9 +11,8 @@ digit, and most keyframes with it; so a processor that rounds would see other fr
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
 import cv2
@@ -53,7 +52,6 @@ class Candidates:
         self.times_s: list[float] = []
         self._appearance: list[Callable[[], np.ndarray]] = []
         self.motion: list[np.ndarray] = []  # float32 [size, size], 0 to 255
-        self._reducing: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque(maxlen=2)
         self._for_others: list[Callable[[], tuple[np.ndarray, np.ndarray]]] = []
 
     def __len__(self) -> int:
@@ -96,10 +94,9 @@ class Candidates:
             self._appearance.append(_BESIDE.submit(shrink, image, size, size).result)
             self._for_others.append(cache(for_others))
             return
-        if len(self._reducing) > 1:
-            self._reducing[0].result()  # it may lag by a frame: of a large clip each takes 38 MB
-        self._reducing.append(_BESIDE.submit(for_others))
-        self._for_others.append(self._reducing[-1].result)
+        if len(self) > 1:
+            self._for_others[-2]()  # it may lag by a frame: of a large clip each takes 38 MB
+        self._for_others.append(_BESIDE.submit(for_others).result)
         self._appearance.append(partial(np.asarray, shrink(image, size, size)))
 
 

@@ -23,6 +23,7 @@ from svrt.runtime.engines import (
     UnsuitedError,
     load,
     load_one,
+    onnx_graph,
     trial,
     vit,
     vnni_encoder,
@@ -309,6 +310,10 @@ def test_inputs_that_do_not_fit_are_refused(encoders, every_size, tmp_path, inpu
         engine(inputs)
 
 
+def transformer(path):
+    return vit.VisionTransformer.of(path, onnx_graph.read(path))
+
+
 def test_small_encoders_are_left_to_another(encoders):
     assert load(encoders["fp16"], "vnni", "fp16").name == "onnxruntime"
     with pytest.raises(UnsuitedError, match=r"encoder\.onnx: vnni runs large graphs alone"):
@@ -321,16 +326,16 @@ def test_small_encoders_are_left_to_another(encoders):
 def test_sides_that_the_kernels_do_not_take_are_left_to_another(tmp_path, every_size, shape):
     path = write_encoder(tmp_path / "encoder.onnx", "fp16", shape)
     with pytest.raises(UnsuitedError, match=r"encoder\.onnx: a layer's constants are not"):
-        vnni_encoder_weights.LayerShape.of(path, vit.VisionTransformer.read(path))
+        vnni_encoder_weights.LayerShape.of(path, transformer(path))
 
 
 def test_layers_are_found_by_what_each_operation_reads(encoders):
-    found = vit.VisionTransformer.read(encoders["fp16"])
+    found = transformer(encoders["fp16"])
     assert len(found.layers) == 2 and found.layers[0].epsilons == pytest.approx((1e-6, 1e-6))
     assert [node.op for node in found.before] == ["Reshape", "Transpose", "Reshape", "MatMul", "Add"]
     assert [node.op for node in found.after] == ["LayerNormalization", "Reshape", "Identity"]
     assert found.layers[1].names["fc1_weight"] == "layer.1/mlp/fc1.weight"
-    nodes = vit._without_casts(vit.read(encoders["fp16"]).nodes)
+    nodes = vit._without_casts(onnx_graph.read(encoders["fp16"]).nodes)
     layer = nodes[len(found.before) : len(found.before) + len(vit.LAYER)]
     assert vit._layer(layer) is not None and vit._layer(layer[:-1]) is None
     for at, node in enumerate(layer):

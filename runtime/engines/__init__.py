@@ -83,6 +83,22 @@ def package_of(backend: str) -> str:
     return backend if backend in GPU_BACKENDS else backend.partition("-")[0]
 
 
+def check_inputs(path: Path, expected: Mapping[str, tuple[int | None, ...]], inputs: Mapping[str, np.ndarray]) -> None:
+    """Raise `EngineError` for inputs of the graph at `path` that are not float32 of those shapes by name, None standing
+    for any length."""
+    if inputs.keys() != expected.keys():
+        raise EngineError(f"{path}: inputs are {sorted(expected)}, not {sorted(inputs)}")
+    for name, array in inputs.items():
+        shape = expected[name]
+        fits = len(shape) == array.ndim and all(
+            want in (None, have) for want, have in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != np.float32 or not fits:
+            raise EngineError(
+                f"{path}: input {name!r} is {array.dtype} {list(array.shape)}, expected float32 {list(shape)}"
+            )
+
+
 def check_backend(backend: str) -> None:
     """Raise `EngineError` for a name that is no backend."""
     if backend != AUTO and backend not in BACKENDS:

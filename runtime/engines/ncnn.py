@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import EngineStore, UnsuitedError
+from . import EngineStore, UnsuitedError, check_inputs
 from .ncnn_model import converted
 from .onnx_chain import Chain, NotAChainError, read
 
@@ -52,14 +52,8 @@ class NcnnEngine:
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph on each image. Raises `EngineError` where an input does not fit."""
-        ((name, shape),) = self.inputs.items()
-        images = inputs.get(name)
-        if images is None or len(inputs) > 1:
-            raise EngineError(f"{self.path}: inputs are {[name]}, not {sorted(inputs)}")
-        if images.dtype != np.float32 or images.ndim != len(shape) or images.shape[1:] != shape[1:]:
-            raise EngineError(
-                f"{self.path}: input {name!r} is {images.dtype} {list(images.shape)}, expected float32 {list(shape)}"
-            )
+        check_inputs(self.path, self.inputs, inputs)
+        ((name, images),) = inputs.items()
         return {self._output: np.stack([self._run(name, np.ascontiguousarray(image)) for image in images])}
 
     def _run(self, name: str, image: np.ndarray) -> np.ndarray:

@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from . import UnsuitedError
-from .onnx_chain import Chain, Node
+from .onnx_chain import END, Chain, Node
 
 MAGIC = 7767517  # first line of a text
 AS_FLOAT32 = struct.pack("<I", 0)  # before the weights of a layer
-PASSED_OVER = ("Identity", "Cast")  # all is computed in float32, whatever a graph rounds to between
-END = ["GlobalAveragePool", "Flatten"]  # one layer in ncnn: what is pooled over the whole map is flat
 FILTERS, KERNEL, PADDING, BIAS, SIZE, ACTIVATION = 0, 1, 4, 5, 6, 9  # of Convolution
 
 
@@ -58,7 +56,7 @@ def converted(path: Path, chain: Chain) -> Model:
 
 def _layers(path: Path, chain: Chain) -> list[Layer]:
     layers: list[Layer] = []
-    nodes = [node for node in chain.nodes if node.op not in PASSED_OVER]
+    nodes = chain.computing
     if [node.op for node in nodes[-2:]] != END:
         raise UnsuitedError(f"{path}: ncnn runs graphs such as VGG-16's here, which end with {' and '.join(END)}")
     for node in nodes[:-2]:
@@ -66,7 +64,7 @@ def _layers(path: Path, chain: Chain) -> list[Layer]:
             layers[-1].parameters[ACTIVATION] = 1  # one pass over the map less
         else:
             layers.append(_layer(path, chain, node))
-    return [*layers, Layer("Pooling", {0: 1, 4: 1})]
+    return [*layers, Layer("Pooling", {0: 1, 4: 1})]  # both of END: what is pooled over the whole map is flat here
 
 
 def _layer(path: Path, chain: Chain, node: Node) -> Layer:

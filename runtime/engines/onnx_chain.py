@@ -10,6 +10,9 @@ import numpy as np
 from ...errors import EngineError
 from . import onnx_graph
 
+PASSED_OVER = ("Identity", "Cast")  # by who computes as it likes, whatever a graph rounds to between
+END = ["GlobalAveragePool", "Flatten"]  # of a graph such as VGG-16's
+
 
 class NotAChainError(EngineError):
     """The graph branches, or has more than one input or output."""
@@ -38,10 +41,19 @@ class Chain:
     nodes: tuple[Node, ...]
     weights: dict[str, np.ndarray] = field(repr=False)
 
+    @property
+    def computing(self) -> list[Node]:
+        """The nodes but for those that pass on what they are given."""
+        return [node for node in self.nodes if node.op not in PASSED_OVER]
+
 
 def read(path: Path) -> Chain:
     """Read the graph at `path`. Raises `NotAChainError`, or `EngineError` where the file is damaged."""
-    graph = onnx_graph.read(path)
+    return chain_of(path, onnx_graph.read(path))
+
+
+def chain_of(path: Path, graph: onnx_graph.Graph) -> Chain:
+    """The graph read from `path` as a chain. Raises `NotAChainError`."""
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise NotAChainError(f"{path}: has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs")
     for name, weight in graph.constants.items():

@@ -14,7 +14,7 @@ from openvino import opset13 as opset
 
 from ...errors import EngineError
 from ..processors import usable_processors
-from . import QUANTIZED, EngineStore, UnsuitedError
+from . import QUANTIZED, EngineStore, UnsuitedError, check_inputs
 from .compiled_graph import CompiledGraph, Interface
 from .dynamic_int8 import GROUP
 from .mapped_weights import as_float32, is_large, mapped
@@ -101,7 +101,8 @@ class OpenVinoEngine:
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once. Raises `EngineError` where an input does not fit."""
-        self._check(inputs)
+        # OpenVINO converts other types, and takes an input by its place where the name is unknown.
+        check_inputs(self.path, self.inputs, inputs)
         if self._interface.in_two_parts:
             inputs = {name: _operands(array) for name, array in inputs.items()}
         try:
@@ -109,20 +110,6 @@ class OpenVinoEngine:
         except RuntimeError as exc:
             raise EngineError(f"{self.path}: OpenVINO cannot run it: {_reason(exc)}") from exc
         return dict(zip(self._interface.outputs, values, strict=True))
-
-    def _check(self, inputs: dict[str, np.ndarray]) -> None:
-        """OpenVINO converts other types, and takes an input by its place where the name is unknown."""
-        if inputs.keys() != self.inputs.keys():
-            raise EngineError(f"{self.path}: inputs are {sorted(self.inputs)}, not {sorted(inputs)}")
-        for name, array in inputs.items():
-            shape = self.inputs[name]
-            fits = len(shape) == array.ndim and all(
-                want in (None, have) for want, have in zip(shape, array.shape, strict=True)
-            )
-            if array.dtype != np.float32 or not fits:
-                raise EngineError(
-                    f"{self.path}: input {name!r} is {array.dtype} {list(array.shape)}, expected float32 {list(shape)}"
-                )
 
 
 def _in_two_parts(graph: ov.Model) -> ov.Model | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import UnsuitedError
-from .onnx_graph import Node, read
+from .onnx_graph import Graph, Node
 
 LAYER = tuple(
     (op, reads.split(), gives.split())
@@ -84,9 +84,8 @@ class VisionTransformer:
     constants: dict[str, np.ndarray]
 
     @classmethod
-    def read(cls, path: Path) -> VisionTransformer:
-        """Raises `UnsuitedError` for other graphs, `EngineError` where the file is damaged."""
-        graph = read(path)
+    def of(cls, path: Path, graph: Graph) -> VisionTransformer:
+        """The graph read from `path` as one. Raises `UnsuitedError` for others."""
         nodes = _without_casts(graph.nodes)
         found = [(at, layer) for at in range(len(nodes)) if (layer := _layer(nodes[at : at + len(LAYER)])) is not None]
         places, layers = [at for at, _ in found], tuple(layer for _, layer in found)

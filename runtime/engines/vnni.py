@@ -9,15 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import EngineStore
-from .onnx_chain import NotAChainError, read
+from .onnx_chain import NotAChainError, chain_of
+from .onnx_graph import read
+from .vit import VisionTransformer
 from .vnni_encoder import VnniEncoder
 from .vnni_vgg16 import VnniVgg16
 
 
 def load(path: Path, _backend: str, _precision: str, store: EngineStore | None) -> VnniEncoder | VnniVgg16:
     """Load the graph at `path`; see `svrt.runtime.engines.load`. Raises `UnsuitedError` for other graphs."""
+    graph = read(path)
     try:
-        chain = read(path)
+        chain = chain_of(path, graph)
     except NotAChainError:
-        return VnniEncoder(path, store)
+        return VnniEncoder(path, VisionTransformer.of(path, graph), store)
     return VnniVgg16(path, chain, store)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import EngineError
 from ...kernels.vnni.transformer import Kernels, Rows
-from . import LARGE, VNNI, EngineStore, UnsuitedError
+from . import LARGE, VNNI, EngineStore, UnsuitedError, check_inputs
 from .vit import Layer, VisionTransformer
 from .vnni_encoder_weights import LayerShape, LayerWeights, layer_weights
 from .vnni_files import bytes_of, load_kernels
@@ -31,20 +30,19 @@ class _Room:
 class VnniEncoder:
     """A vision transformer's graph; see `svrt.runtime.engines.Engine`.
 
-    Raises `UnsuitedError` for graphs of another kind, `EngineError` where the kernels cannot be compiled.
+    Raises `UnsuitedError` for one that is small or of other sides, `EngineError` where the kernels cannot be compiled.
     """
 
     name = VNNI
     device = "cpu"
     precision = "dynamic int8"
 
-    def __init__(self, path: Path, store: EngineStore | None) -> None:
-        self.path = path
-        self._vit = vit = VisionTransformer.read(path)
+    def __init__(self, path: Path, vit: VisionTransformer, store: EngineStore | None) -> None:
+        self.path, self._vit = path, vit
         self._shape = LayerShape.of(path, vit)
         if 2 * len(vit.layers) * bytes_of(self._shape.layout()) < LARGE:
             raise UnsuitedError(f"{path}: {VNNI} runs large graphs alone")
-        self.inputs = {vit.input: vit.shape}
+        self.inputs: dict[str, tuple[int | None, ...]] = {vit.input: vit.shape}
         self._kernels = load_kernels(Kernels, store)
         self._cos, self._sin = (
             np.ascontiguousarray(vit.constant(vit.layers[0], name), np.float32) for name in ("cos", "sin")
@@ -53,7 +51,8 @@ class VnniEncoder:
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once. Raises `EngineError` where an input does not fit."""
-        x = self._vit.first(self._checked(inputs))
+        check_inputs(self.path, self.inputs, inputs)
+        x = self._vit.first(inputs[self._vit.input])
         room = _Room(self._shape, self._kernels)
         for layer, weights in zip(self._vit.layers, self._weights, strict=True):
             self._attend(x, layer, weights, room)
@@ -69,14 +68,3 @@ class VnniEncoder:
         self._kernels.attention(room.qkv, self._cos, self._sin, self._shape.heads, room.mixed, room.scratch)
         self._kernels.round(room.mixed, room.rows)
         self._kernels.add_product(room.rows, weights.product("proj"), x)
-
-    def _checked(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        name, shape = self._vit.input, self._vit.shape
-        pixels = inputs.get(name)
-        if pixels is None or len(inputs) != 1:
-            raise EngineError(f"{self.path}: inputs are {[name]}, not {sorted(inputs)}")
-        if pixels.dtype != np.float32 or pixels.shape != shape:
-            raise EngineError(
-                f"{self.path}: input {name!r} is {pixels.dtype} {list(pixels.shape)}, expected float32 {list(shape)}"
-            )
-        return pixels

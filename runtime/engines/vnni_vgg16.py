@@ -11,16 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import EngineError
 from ...kernels.vnni import COLUMNS
 from ...kernels.vnni.convolution import PAIR, TILE, Filters, Kernels, Map, packed
-from . import VNNI, EngineStore, UnsuitedError
-from .onnx_chain import Chain, Node
+from . import VNNI, EngineStore, UnsuitedError, check_inputs
+from .onnx_chain import END, Chain, Node
 from .vnni_files import Layout, arranged, bytes_of, load_kernels, views
 
 KIND = "int16 1"  # of the file of weights: another number where its layout changes
-END = ["GlobalAveragePool", "Flatten"]
-PASSED_OVER = ("Identity", "Cast")
 HALVED = {"kernel_shape": (2, 2), "strides": (2, 2)}
 MOST_CHANNELS = 1024  # what a strip of tiles needs lies on a thread's stack
 
@@ -71,7 +68,8 @@ class VnniVgg16:
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph on each image. Raises `EngineError` where an input does not fit."""
-        images = self._checked(inputs)
+        check_inputs(self.path, self.inputs, inputs)
+        (images,) = map(np.ascontiguousarray, inputs.values())
         count = len(images)
         if not self._maps or self._maps[0].images < count:
             self._maps = self._room(count)
@@ -92,21 +90,10 @@ class VnniVgg16:
             made.append(Map(images, height, width, len(block.weight)))
         return made
 
-    def _checked(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        ((name, shape),) = self.inputs.items()
-        images = inputs.get(name)
-        if images is None or len(inputs) != 1:
-            raise EngineError(f"{self.path}: inputs are {[name]}, not {sorted(inputs)}")
-        if images.dtype != np.float32 or images.ndim != len(shape) or images.shape[1:] != shape[1:]:
-            raise EngineError(
-                f"{self.path}: input {name!r} is {images.dtype} {list(images.shape)}, expected float32 {list(shape)}"
-            )
-        return np.ascontiguousarray(images)
-
 
 def _blocks(path: Path, chain: Chain) -> list[_Block]:
     """The convolutions of a graph of images. Raises `UnsuitedError` for other graphs."""
-    nodes = [node for node in chain.nodes if node.op not in PASSED_OVER]
+    nodes = chain.computing
     blocks: list[_Block] = []
     if [node.op for node in nodes[-2:]] == END and len(chain.shape) == 4 and None not in chain.shape[1:]:
         for node, after, beyond in zip(nodes, nodes[1:], nodes[2:], strict=False):
