@@ -13,10 +13,10 @@ import os
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 from pathlib import Path
 
 from ..errors import EngineError, OutputError
+from .compiling import make_whole, run_compiler
 
 SOURCES = ("resize", "haar")  # .cu files of this folder, a module each
 # Without contraction of a * b + c, so that values are those of the CPU twins; -v prints registers and spills.
@@ -68,13 +68,7 @@ def compile_kernels(out: Path, compute_capability: str) -> dict[str, Path]:
 
 def _compile(nvcc: Path, source: Path, arch: str, out: Path) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-            made = Path(scratch) / out.name
-            report(nvcc, source, arch, made)
-            with made.open("rb") as file:
-                os.fsync(file.fileno())
-            made.replace(out)
+        make_whole(out, lambda made: report(nvcc, source, arch, made))
     except OSError as exc:
         raise OutputError(f"{out.parent}: compiled kernels cannot be kept there: {exc.strerror or exc}") from exc
 
@@ -82,12 +76,7 @@ def _compile(nvcc: Path, source: Path, arch: str, out: Path) -> None:
 def report(nvcc: Path, source: Path, arch: str, out: Path) -> str:
     """Compile one source to `out`; returns what ptxas says of its registers and spills. Raises `EngineError`."""
     command = [str(nvcc), *FLAGS, f"-arch={arch}", "-o", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["no reason given"]
-        reason = next((line for line in lines if "error" in line or "fatal" in line), lines[0])
-        raise EngineError(f"{source.name}: {nvcc} cannot compile it for {arch}: {reason.strip()}")
-    return done.stdout + done.stderr
+    return run_compiler(command, f"{source.name}: {nvcc} cannot compile it for {arch}")
 
 
 def main() -> None:

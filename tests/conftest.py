@@ -13,6 +13,8 @@ from svrt.exporter.decoder import write_merged_gguf
 from svrt.exporter.export import export
 from svrt.exporter.recipe import read_recipe
 from svrt.exporter.source import packaged_file
+from svrt.kernels.vnni import compiler
+from svrt.runtime.processors import processor_flags
 
 SAMPLES = Path(__file__).resolve().parents[1] / "models" / "pocket" / "sample"
 MATRICES = {  # tkhd display matrices (ISO/IEC 14496-12), clockwise degrees: a, b, c, d as 16.16 fixed point
@@ -21,6 +23,17 @@ MATRICES = {  # tkhd display matrices (ISO/IEC 14496-12), clockwise degrees: a, 
     180: (-1, 0, 0, -1),
     270: (0, -1, 1, 0),
 }
+
+needs_vnni = pytest.mark.skipif(
+    not processor_flags() >= compiler.NEEDED or compiler.find_compiler() is None,
+    reason="no processor with AVX-512 VNNI, or no C compiler",
+)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> Path:
+    """svrt's own kernels, compiled."""
+    return compiler.compile_kernels(tmp_path_factory.mktemp("library"))
 
 
 @contextmanager

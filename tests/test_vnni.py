@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_vnni
 from small_graphs import VIT_L, write_encoder
 from svrt.bundle import GRAPH_COSINE
 from svrt.errors import EngineError
@@ -31,18 +32,8 @@ from svrt.runtime.engines import (
     vnni_files,
 )
 from svrt.runtime.engines.trial import least_cosine
-from svrt.runtime.processors import processor_flags
 
 SHAPE = {"crop_size": 64, "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-needs_vnni = pytest.mark.skipif(
-    not processor_flags() >= compiler.NEEDED or compiler.find_compiler() is None,
-    reason="no processor with AVX-512 VNNI, or no C compiler",
-)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Path:
-    return compiler.compile_kernels(tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture(scope="module")

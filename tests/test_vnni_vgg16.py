@@ -2,25 +2,14 @@
 
 import numpy as np
 import pytest
+from conftest import needs_vnni
 from small_graphs import write_encoder, write_one_block, write_vgg16
 from svrt.bundle import GRAPH_COSINE
 from svrt.errors import EngineError
-from svrt.kernels.vnni import compiler
 from svrt.kernels.vnni.convolution import LARGEST_SUM, Filters, Kernels, Map, packed
 from svrt.models.graph import Graph
 from svrt.runtime.engines import EngineStore, UnsuitedError, load, load_one
 from svrt.runtime.engines.trial import least_cosine
-from svrt.runtime.processors import processor_flags
-
-needs_vnni = pytest.mark.skipif(
-    not processor_flags() >= compiler.NEEDED or compiler.find_compiler() is None,
-    reason="no processor with AVX-512 VNNI, or no C compiler",
-)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return compiler.compile_kernels(tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture(scope="module")

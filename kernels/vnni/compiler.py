@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from ...errors import EngineError
+from ..compiling import make_whole, run_compiler
 
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "fma"})  # as Linux calls them
 SOURCES = ("attention.c", "parallel.c", "product.c", "rows.c", "winograd.c")
@@ -53,15 +52,11 @@ def compile_kernels(out: Path) -> Path:
     compiler = find_compiler()
     if compiler is None:
         raise EngineError("no C compiler to compile svrt's kernels with; run: apt install gcc libc6-dev")
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        made = Path(scratch) / library.name
-        command = [compiler, *FLAGS, "-o", str(made), *(str(_FOLDER / name) for name in SOURCES), "-lpthread", "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-            reason = next((line for line in lines if "error" in line), lines[0])
-            raise EngineError(f"{compiler} cannot compile svrt's kernels: {reason.strip()}")
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        made.replace(library)
+    sources = [str(_FOLDER / name) for name in SOURCES]
+
+    def compile_to(made: Path) -> None:
+        command = [compiler, *FLAGS, "-o", str(made), *sources, "-lpthread", "-lm"]
+        run_compiler(command, f"{compiler} cannot compile svrt's kernels")
+
+    make_whole(library, compile_to)
     return library
